@@ -1,0 +1,1 @@
+"""How the model reaches the devices; both ends of a way in one file."""

@@ -1,0 +1,45 @@
+"""The downlink without memory: each download is the whole model, encoded afresh. Both ends in one file.
+
+    device k starts round t from   ŵ_k = D(C(w_t)),   seed derived from (run, "down", t, k)
+
+Every device gets its own rotation, so the errors of a cohort's anchors are independent and average out; the same
+request repeated gives the same bytes. What a device did is reported relative to its own ŵ_k and never to w_t, so the
+server's model stays exact whatever a download lost (Philippenko and Dieuleveut, Preserved central model for faster
+bidirectional compression, NeurIPS 2021, https://arxiv.org/abs/2102.12528).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+
+from fedge.errors import FrameError
+from fedge.frames import read_frame
+from fedge.layout import Layout, Vector
+from fedge.update import Stream, check_frame, decode_segments, encode_update
+
+
+def downlink(seed: int, round_number: int, device: str) -> Stream:
+    """Return the stream of one device's download."""
+    return Stream(seed, "down", round_number, device)
+
+
+def encode_snapshot(layout: Layout, params: Vector, stream: Stream, name: str, bits: float) -> list[bytes]:
+    """Return one frame for each segment of ``params`` float32 ``[d]``, by segment index."""
+    return encode_update(layout, params, stream, name, bits)
+
+
+def decode_snapshot(layout: Layout, frames: Iterable[bytes], stream: Stream, name: str, bits: float) -> Vector:
+    """Return the anchor ŵ_k, float32 ``[d]``.
+
+    Raises:
+        FrameError: a frame is missing, twice there, or not of this layout and codec.
+        CodecError: a payload cannot be decoded.
+    """
+    found = {}
+    for data in frames:
+        frame = read_frame(data)
+        check_frame(layout, frame, name, bits)
+        if frame.segment in found:
+            raise FrameError(f"expected segment {frame.segment} once in a download, got it twice")
+        found[frame.segment] = frame
+    return decode_segments(layout, found, stream, range(len(layout.segments)))

@@ -1,0 +1,1 @@
+"""The two state machines, sans-IO: ``coordinator`` and ``participant``, and what passes between them."""

@@ -1,0 +1,88 @@
+"""What the aggregator offers a device at the start of a round, and what it certifies at the end.
+
+Both are pure functions of the plan and of what was accepted, so the service and the simulation say the same thing.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from fedge.budget import rate
+from fedge.layout import Layout
+from fedge.protocol.coordinator import Quota, Round
+from fedge.protocol.ledger import Ledger
+from fedge.seeds import derive
+from schemas.ids import RunId
+from schemas.messages import Assignment, Outcome, Receipt
+from schemas.plan import Plan
+from schemas.specs import Limits
+from schemas.status import RoundPhase
+
+
+@dataclass(frozen=True, slots=True)
+class Standing:
+    """What the aggregator remembers of a device in a run.
+
+    ``relative_size`` is w_k = n_k / mean(n), fixed when the device first takes part; ``last_applied`` the last round of
+    the present dual epoch in which any segment of it was applied, 0 if none.
+    """
+
+    relative_size: float
+    last_applied: int
+    limits: Limits
+
+
+def quota_of(plan: Plan) -> Quota:
+    """Return the plan's policy for closing a round."""
+    cohort = plan.cohort
+    return Quota(cohort.updates.min, cohort.updates.max, cohort.seconds.min, cohort.seconds.max)
+
+
+def assign(
+    plan: Plan, run: str, round: Round, device: str, layout: Layout, standing: Standing, dual_epoch: int, now: float
+) -> Assignment:
+    """Return ``device``'s part in ``round``. The learning rate is the round's, already decayed: lr · decay^(round - 1).
+
+    Raises:
+        BudgetError: the device's limits leave no room for any rate.
+    """
+    uplink_bits = rate(layout, plan.uplink, standing.limits.uplink)
+    downlink_bits = rate(layout, plan.downlink, standing.limits.downlink)
+    learning_rate = plan.local.learning_rate * plan.local.learning_rate_decay ** (round.number - 1)
+    return Assignment(
+        run=RunId(run),
+        round=round.number,
+        task=plan.task,
+        layout=layout.digest,
+        seed=plan.seed,
+        algorithm=plan.algorithm,
+        relative_size=standing.relative_size,
+        local=plan.local.model_copy(update={"learning_rate": learning_rate, "learning_rate_decay": 1.0}),
+        uplink=plan.uplink.model_copy(update={"bits": uplink_bits}),
+        downlink=plan.downlink.model_copy(update={"bits": downlink_bits}),
+        seconds_left=max(0.0, round.opened_at + round.quota.max_seconds - now),
+        dual_epoch=dual_epoch,
+        last_applied=standing.last_applied,
+    )
+
+
+def certify(run: str, round: Round, ledger: Ledger, device: str) -> Receipt:
+    """Return the receipt of ``device`` for a round that is over.
+
+    In a closed round every segment that arrived before it closed was applied; in an abandoned one none was.
+    """
+    delivery = ledger.deliveries.get(device)
+    applied = ledger.segments(device) if round.phase is RoundPhase.CLOSED else ()
+    if round.phase is RoundPhase.ABANDONED:
+        outcome = Outcome.ABANDONED
+    elif not applied:
+        outcome = Outcome.LATE
+    else:
+        outcome = Outcome.APPLIED if ledger.is_complete(device) else Outcome.PARTIAL
+    update = delivery.header.update if delivery else None
+    return Receipt(run=RunId(run), round=round.number, update=update, outcome=outcome, applied=applied)
+
+
+def train_seed(seed: int, round_number: int, device: str) -> int:
+    """Return the seed of one device's local training: order of examples, dropout."""
+    return derive(seed, "train", round_number, device)

@@ -1,0 +1,6 @@
+"""Both machines on a virtual clock, without a network."""
+
+from fedge.simulation.simulate import Simulation, SimulationError, SimulationResult, simulate
+from fedge.simulation.world import Link, Trainer, World
+
+__all__ = ["Link", "Simulation", "SimulationError", "SimulationResult", "Trainer", "World", "simulate"]

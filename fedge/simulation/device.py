@@ -1,0 +1,203 @@
+"""The participant's shell in a simulation: the real machine, the real codec, the real dual, and no network.
+
+Time passes on the virtual clock: latency and bytes on the link, examples on the processor. Requests and answers get
+lost, uploads die half-way and the device crashes with the chances its ``Link`` gives; a crash forgets everything but
+what a spool would hold (the state, the dual, the frames of a pending update).
+"""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+from collections.abc import Callable
+from functools import partial
+
+import numpy as np
+
+from fedge.algorithms import Algorithm, Dual
+from fedge.downlink.snapshot import decode_snapshot, downlink
+from fedge.frames import read_frame
+from fedge.layout import Vector
+from fedge.protocol import participant
+from fedge.protocol.ledger import Conflict
+from fedge.protocol.offer import train_seed
+from fedge.protocol.participant import (
+    Download,
+    Downloaded,
+    Failed,
+    Participant,
+    Pending,
+    Poll,
+    Refuse,
+    RoundOver,
+    Send,
+    Sent,
+    Settle,
+    Settled,
+    StateLost,
+    Tick,
+    Train,
+    UpdateReady,
+    WorkArrived,
+)
+from fedge.simulation.aggregator import Aggregator, Closed
+from fedge.simulation.clock import Clock
+from fedge.simulation.world import Chance, Link, Trainer
+from fedge.update import decode_segments, encode_update, uplink
+from schemas.messages import Assignment, Receipt, UpdateHeader, Work
+
+
+class Device:
+    """One virtual device. ``frames`` and ``duals`` are its flash; they and ``state`` outlive a crash."""
+
+    def __init__(
+        self, name: str, aggregator: Aggregator, trainer: Trainer, algorithm: Algorithm, link: Link, clock: Clock
+    ) -> None:
+        self.name, self.aggregator, self.trainer, self.algorithm = name, aggregator, trainer, algorithm
+        self.link, self.clock = link, clock
+        self.state = Participant()
+        self.duals: dict[tuple[int, int], Dual] = {}
+        self.frames: list[bytes] = []
+        self.header: UpdateHeader | None = None
+        self._anchor: Vector | None = None
+        self._life = 0
+        self._chance = Chance(aggregator.plan.seed, "weather", name)
+
+    def start(self) -> None:
+        """Switch the device on, for the first time or after a crash."""
+        for action in participant.resume(self.state, self.clock.now):
+            self._do(action)
+
+    def crash(self) -> None:
+        """Lose what is only in memory, and start again a little later."""
+        self._life += 1
+        self._anchor = None
+        self.aggregator.parked.pop(self.name, None)
+        self.clock.after(1.0 + 4.0 * self._chance.draw(), partial(self._alive, self._life, self.start))
+
+    def dual(self) -> Dual:
+        """Return the dual that the state names, float64 ``[d]``."""
+        zeros = np.zeros(self.trainer.layout.size)
+        if self.state.last_applied == 0:
+            return zeros
+        return self.duals[self.state.dual_epoch, self.state.last_applied]
+
+    def _alive(self, life: int, callback: Callable[[], None]) -> None:
+        if life == self._life:
+            callback()
+
+    def _later(self, seconds: float, callback: Callable[[], None]) -> None:
+        self.clock.after(seconds, partial(self._alive, self._life, callback))
+
+    def _step(self, event: participant.Event) -> None:
+        if self._chance.happens(self.link.crash):
+            self.crash()
+            return
+        self.state, actions = participant.step(self.state, event, self.clock.now, seed=len(self.name))
+        for action in actions:
+            self._do(action)
+
+    def _do(self, action: participant.Action) -> None:
+        match action:
+            case Poll(pending):
+                self._request(partial(self._poll, pending))
+            case Download(assignment):
+                self._request(partial(self._download, assignment))
+            case Train(assignment):
+                seconds = self.link.seconds_per_example * self.trainer.num_examples(self.name)
+                self._later(seconds * assignment.local.epochs, partial(self._train, assignment))
+            case Send(pending):
+                self._request(partial(self._send, pending))
+            case Settle(pending, receipt):
+                self._later(0.0, partial(self._settle, pending, receipt))
+            case Refuse():
+                self._request(partial(self._refuse, action))
+            case participant.WakeAt(at):
+                self.clock.at(at, partial(self._alive, self._life, partial(self._step, Tick())))
+            case _:  # nothing to cancel and nothing to delete here
+                return
+
+    def _request(self, serve: Callable[[], None]) -> None:
+        if self._chance.happens(self.link.request_lost):
+            self._later(self.link.latency_seconds, partial(self._step, Failed("the request was lost")))
+        else:
+            self._later(self.link.latency_seconds, serve)
+
+    def _answer(self, event: participant.Event, seconds: float = 0.0) -> None:
+        if self._chance.happens(self.link.answer_lost):
+            event = Failed("the answer was lost")
+        self._later(self.link.latency_seconds + seconds, partial(self._step, event))
+
+    def _poll(self, pending: Pending | None) -> None:
+        life = self._life
+        pending_round = pending.assignment.round if pending else None
+
+        def deliver(work: Work) -> None:
+            self._alive(life, lambda: self._answer(WorkArrived(work.assignment, work.receipt)))
+
+        self.aggregator.poll(self.name, pending_round, deliver)
+
+    def _download(self, assignment: Assignment) -> None:
+        try:
+            frames = self.aggregator.download(self.name, assignment.round)
+        except Closed:
+            return self._answer(RoundOver())
+        spec, stream = assignment.downlink, downlink(assignment.seed, assignment.round, self.name)
+        self._anchor = decode_snapshot(self.trainer.layout, frames, stream, spec.codec, spec.bits)
+        return self._answer(Downloaded(), sum(map(len, frames)) / self.link.down_bytes_per_second)
+
+    def _train(self, assignment: Assignment) -> None:
+        if self._anchor is None:  # a crash came between download and training: the anchor was in memory only
+            return self._request(partial(self._download_again, assignment))
+        dual = self.dual() if self.algorithm.stateful else None
+        terms = self.algorithm.local_terms(dual, assignment.relative_size)
+        seed = train_seed(assignment.seed, assignment.round, self.name)
+        trained = self.trainer.train(self.name, self._anchor, terms, assignment.local, seed)
+        stream, spec = uplink(assignment.seed, assignment.round, self.name), assignment.uplink
+        self.frames = encode_update(self.trainer.layout, trained.delta, stream, spec.codec, spec.bits)
+        update = hashlib.blake2b(b"".join(self.frames), digest_size=16).hexdigest()
+        self.header = UpdateHeader(update=update, num_examples=self.trainer.num_examples(self.name), loss=trained.loss)
+        return self._step(UpdateReady(update))
+
+    def _download_again(self, assignment: Assignment) -> None:
+        self._download(assignment)
+        if self._anchor is not None:
+            self._train(assignment)
+
+    def _send(self, pending: Pending) -> None:
+        assignment, header = pending.assignment, self.header
+        if header is None or header.update != pending.update:
+            return self._step(StateLost())
+        arrived = set(self.aggregator.status(self.name, assignment.round).segments)
+        order = uplink(assignment.seed, assignment.round, self.name).order(len(self.frames))
+        missing = [self.frames[index] for index in order if index not in arrived]
+        is_cut = self._chance.happens(self.link.upload_cut)
+        sent = missing[: int(self._chance.draw() * len(missing))] if is_cut else missing
+        seconds = sum(map(len, sent)) / self.link.up_bytes_per_second
+        self._later(seconds, partial(self._deliver, pending, header, sent, is_cut))
+        return None
+
+    def _deliver(self, pending: Pending, header: UpdateHeader, sent: list[bytes], is_cut: bool) -> None:
+        try:
+            status = self.aggregator.upload(self.name, pending.assignment.round, header, sent)
+        except (Closed, Conflict):
+            return self._answer(RoundOver())
+        return self._answer(Failed("the link was cut") if is_cut else Sent(status))
+
+    def _refuse(self, action: Refuse) -> None:
+        header = UpdateHeader(update="0" * 16, num_examples=1, refusal=action.refusal, reason=action.reason)
+        with contextlib.suppress(Closed):
+            self.aggregator.upload(self.name, action.assignment.round, header, [])
+        self._answer(RoundOver())
+
+    def _settle(self, pending: Pending, receipt: Receipt) -> None:
+        if not self.algorithm.stateful or not receipt.applied:
+            return self._step(Settled())
+        assignment = pending.assignment
+        stream = uplink(assignment.seed, assignment.round, self.name)
+        frames = {frame.segment: frame for frame in map(read_frame, self.frames)}
+        layout = self.trainer.layout
+        decoded = decode_segments(layout, frames, stream, receipt.applied)
+        segments = [layout.segments[index] for index in receipt.applied]
+        self.duals[self.state.dual_epoch, receipt.round] = self.algorithm.commit(self.dual(), segments, decoded)
+        return self._step(Settled())

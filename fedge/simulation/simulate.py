@@ -1,0 +1,133 @@
+"""``simulate``: a whole federation in one process, on a virtual clock and without a network.
+
+Both machines, the codec, the budgets and the arithmetic are the ones of the service; only sockets, disks and waiting
+are left out. With the plan and the seed of a real run the cohorts, the rotations and the order of examples are the
+same, so the learning curve is the same up to the order in which updates arrive.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import numpy as np
+
+from fedge.algorithms import build
+from fedge.errors import FedgeError
+from fedge.layout import Layout, Vector
+from fedge.simulation.aggregator import Aggregator
+from fedge.simulation.clock import Clock
+from fedge.simulation.device import Device
+from fedge.simulation.world import Trainer, World
+from fedge.update import float32_bytes
+from schemas.ids import DeviceId
+from schemas.plan import Plan
+from schemas.status import RoundStatus, RunPhase, Traffic
+
+OnRound = Callable[[RoundStatus], None]
+
+
+class SimulationError(FedgeError):
+    """A simulation that cannot begin or cannot go on."""
+
+
+@dataclass(frozen=True, slots=True)
+class SimulationResult:
+    """``published`` float32 ``[d]``; ``seconds`` are the virtual clock's."""
+
+    phase: RunPhase
+    reason: str
+    rounds: tuple[RoundStatus, ...]
+    layout: Layout
+    published: Vector
+    seconds: float
+
+
+def simulate(plan: Plan, trainer: Trainer, world: World, on_round: OnRound | None = None) -> SimulationResult:
+    """Run ``plan`` over the devices of ``world``; ``on_round`` is called as each round ends.
+
+    Raises:
+        SimulationError: the plan wants more devices than the world has.
+    """
+    simulation = Simulation(plan, trainer, world, on_round)
+    simulation.run()
+    return simulation.result()
+
+
+class Simulation:
+    """The pieces of one simulated run, for whoever wants to look into them (tests do)."""
+
+    def __init__(self, plan: Plan, trainer: Trainer, world: World, on_round: OnRound | None = None) -> None:
+        if plan.cohort.devices > len(world.devices):
+            raise SimulationError(
+                f"cohort.devices: expected at most {len(world.devices)}, all there are, got {plan.cohort.devices}"
+            )
+        self.plan, self.trainer, self.clock = plan, trainer, Clock()
+        self.rounds: list[RoundStatus] = []
+        self._on_round = on_round
+        self._seen = Traffic()
+        settings = plan.algorithm.model_dump(exclude={"name"})
+        algorithm = build(plan.algorithm.name, **settings)
+        state = algorithm.initial(trainer.initial(plan.seed))
+        sizes = {name: trainer.num_examples(name) for name in world.devices}
+        self.aggregator = Aggregator(
+            plan, world, trainer.layout, sizes, algorithm, state, self.clock, self._round_ended
+        )
+        self.devices = {
+            name: Device(name, self.aggregator, trainer, algorithm, world.link_of(name), self.clock)
+            for name in world.devices
+        }
+
+    def run(self) -> None:
+        """Let time pass until the run is over."""
+        for device in self.devices.values():
+            device.start()
+        self.aggregator.start()
+        if not self.clock.run(lambda: self.aggregator.run.is_over):
+            raise SimulationError(f"nothing more can happen in round {self.aggregator.round.number}")
+
+    def result(self) -> SimulationResult:
+        """Return what came of the run."""
+        run, published = self.aggregator.run, self.aggregator.state.published
+        return SimulationResult(
+            phase=run.phase,
+            reason=run.reason,
+            rounds=tuple(self.rounds),
+            layout=self.trainer.layout,
+            published=np.ascontiguousarray(published, np.float32),
+            seconds=self.clock.now,
+        )
+
+    def _round_ended(self, aggregator: Aggregator) -> None:
+        status = self._status(aggregator)
+        self.rounds.append(status)
+        if self._on_round is not None:
+            self._on_round(status)
+
+    def _status(self, aggregator: Aggregator) -> RoundStatus:
+        round, ledger = aggregator.round, aggregator.ledger
+        complete = tuple(DeviceId(name) for name in round.updates)
+        losses = [ledger.deliveries[name].header.loss for name in round.updates]
+        known = [loss for loss in losses if loss is not None]
+        frames = aggregator.frame_traffic
+        spent = Traffic(up=frames.up - self._seen.up, down=frames.down - self._seen.down)
+        self._seen = Traffic(up=frames.up, down=frames.down)
+        vector = float32_bytes(aggregator.layout)
+        due = round.number % self.plan.evaluate_every == 0 or round.number == self.plan.rounds
+        published = np.ascontiguousarray(aggregator.state.published, np.float32)
+        return RoundStatus(
+            round=round.number,
+            phase=round.phase,
+            cohort=tuple(DeviceId(name) for name in round.cohort),
+            updates=complete,
+            partial=tuple(DeviceId(name) for name in ledger.deliveries if name not in round.updates),
+            gone=tuple(DeviceId(name) for name in round.gone),
+            reason=round.reason,
+            opened_at=round.opened_at,
+            closed_at=self.clock.now,
+            loss=sum(known) / len(known) if known else None,
+            metrics=self.trainer.evaluate(published) if due else {},
+            traffic=spent,
+            frame_bytes=spent,
+            float32_bytes=Traffic(up=vector * len(complete), down=vector * len(round.cohort)),
+        )

@@ -1,0 +1,93 @@
+"""What a simulation is made of besides the two machines: training, links, and the weather on them."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Protocol
+
+from fedge.algorithms.base import LocalTerms
+from fedge.layout import Layout, Vector
+from fedge.seeds import derive, uniform
+from schemas.specs import Limits, LocalSpec
+
+
+@dataclass(frozen=True, slots=True)
+class Trained:
+    """What a local run gives: ``delta`` float32 ``[d]`` and the last mean loss."""
+
+    delta: Vector
+    loss: float
+
+
+class Trainer(Protocol):
+    """Who trains and tests. The torch one is ``fedge.simulation.training``; tests bring their own."""
+
+    @property
+    def layout(self) -> Layout:
+        """The model's layout."""
+        ...
+
+    def initial(self, seed: int) -> Vector:
+        """Return the first params, float32 ``[d]``."""
+        ...
+
+    def num_examples(self, device: str) -> int:
+        """Return how many examples ``device`` has."""
+        ...
+
+    def train(self, device: str, anchor: Vector, terms: LocalTerms, local: LocalSpec, seed: int) -> Trained:
+        """Train on ``device``'s data from ``anchor``."""
+        ...
+
+    def evaluate(self, params: Vector) -> dict[str, float]:
+        """Return the metrics of ``params`` on the test data; empty where there is none."""
+        ...
+
+
+@dataclass(frozen=True, slots=True)
+class Link:
+    """One device's link and speed. Chances are for each request."""
+
+    up_bytes_per_second: float = 250_000.0
+    down_bytes_per_second: float = 1_000_000.0
+    latency_seconds: float = 0.05
+    seconds_per_example: float = 0.001
+    request_lost: float = 0.0
+    answer_lost: float = 0.0
+    upload_cut: float = 0.0
+    crash: float = 0.0
+
+
+@dataclass(frozen=True, slots=True)
+class World:
+    """The devices of a simulation; a device not named in ``links`` or ``limits`` has the default."""
+
+    devices: tuple[str, ...]
+    link: Link = Link()
+    links: Mapping[str, Link] | None = None
+    limits: Mapping[str, Limits] | None = None
+
+    def link_of(self, device: str) -> Link:
+        """Return the link of ``device``."""
+        return (self.links or {}).get(device, self.link)
+
+    def limits_of(self, device: str) -> Limits:
+        """Return the limits of ``device``."""
+        return (self.limits or {}).get(device, Limits())
+
+
+class Chance:
+    """A stream of uniform numbers named by its seed, drawn one at a time."""
+
+    def __init__(self, *parts: int | str) -> None:
+        self._seed, self._count = derive(*parts), 0
+
+    def draw(self) -> float:
+        """Return the next number in [0, 1)."""
+        self._count += 1
+        return float(uniform(derive(self._seed, self._count), 1)[0])
+
+    def happens(self, probability: float) -> bool:
+        """Say whether something of this probability happens now."""
+        return probability > 0.0 and self.draw() < probability

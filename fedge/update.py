@@ -1,0 +1,143 @@
+"""An update as frames: both ends in one file.
+
+    delta [d] -> one frame a segment -> any subset, in any order -> decoded segments
+
+Weights go through the plan's codec; raw tensors and buffers travel as float32. The seed of a frame is derived from
+(run seed, direction, round, device, segment), so it need not travel and no two frames share one: rotations that
+coincide would correlate the errors of different devices (specs of EDEN, unbiasedness of the mean).
+
+Frames leave in an order drawn for (round, device). A link that dies half-way has then delivered a uniformly random
+subset of the segments, and what arrived is an unbiased sample of the update.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Mapping
+from dataclasses import dataclass
+
+import numpy as np
+import numpy.typing as npt
+
+from fedge import codecs
+from fedge.errors import CodecError, FrameError
+from fedge.frames import HEADER_BYTES, Frame, as_wire_bits
+from fedge.layout import Kind, Layout, Segment, Vector
+from fedge.seeds import derive, permutation
+
+FLOAT32_BITS = 32.0
+
+
+@dataclass(frozen=True, slots=True)
+class Stream:
+    """Whose frames these are: everything a frame's seed is derived from but its segment."""
+
+    seed: int
+    direction: str
+    round: int
+    device: str
+
+    def frame_seed(self, segment: int) -> int:
+        """Return the codec seed of one segment."""
+        return derive(self.seed, self.direction, self.round, self.device, segment)
+
+    def order(self, count: int) -> list[int]:
+        """Return the order in which ``count`` frames travel."""
+        key = derive(self.seed, self.direction, self.round, self.device, "order")
+        return [int(index) for index in permutation(key, count)]
+
+
+def uplink(seed: int, round_number: int, device: str) -> Stream:
+    """Return the stream of one device's update."""
+    return Stream(seed, "up", round_number, device)
+
+
+def codec_for(segment: Segment, name: str, bits: float) -> codecs.Codec:
+    """Return the codec of ``segment`` where weights travel by codec ``name`` at ``bits`` per coordinate."""
+    if segment.kind is Kind.WEIGHT and name != "none":
+        return codecs.build(name, as_wire_bits(bits))
+    return codecs.build("identity", FLOAT32_BITS)
+
+
+def encode_segment(segment: Segment, x: Vector, stream: Stream, name: str, bits: float) -> bytes:
+    """Return the frame of one segment, ``x`` float32 ``[segment.size]``."""
+    codec = codec_for(segment, name, bits)
+    payload = codec.encode(x, stream.frame_seed(segment.index))
+    return Frame(codec.code, segment.index, segment.size, codec.bits, payload).to_bytes()
+
+
+def encode_update(layout: Layout, delta: Vector, stream: Stream, name: str, bits: float) -> list[bytes]:
+    """Return one frame for each segment of ``delta`` float32 ``[d]``, by segment index."""
+    layout.check(delta)
+    return [encode_segment(s, delta[s.start : s.stop], stream, name, bits) for s in layout.segments]
+
+
+def check_frame(layout: Layout, frame: Frame, name: str, max_bits: float) -> Segment:
+    """Return the segment of ``frame`` if it fits ``layout`` and the agreed codec; decodes nothing.
+
+    Raises:
+        FrameError: a segment out of range, a wrong count, codec or length, or more bits than agreed.
+    """
+    if not 0 <= frame.segment < len(layout.segments):
+        raise FrameError(f"expected a segment of 0..{len(layout.segments) - 1}, got {frame.segment}")
+    segment = layout.segments[frame.segment]
+    if frame.count != segment.size:
+        raise FrameError(f"segment {segment.index}: expected {segment.size} coordinates, got {frame.count}")
+    agreed = codec_for(segment, name, max_bits)
+    if frame.codec != agreed.code:
+        raise FrameError(f"segment {segment.index}: expected codec {agreed.name}, got number {frame.codec}")
+    if frame.bits > agreed.bits:
+        raise FrameError(f"segment {segment.index}: expected at most {agreed.bits:g} bits, got {frame.bits:g}")
+    try:
+        expected = codecs.by_code(frame.codec, frame.bits).size_bytes(frame.count)
+    except CodecError as error:
+        raise FrameError(f"segment {segment.index}: {error}") from error
+    if len(frame.payload) != expected:
+        raise FrameError(
+            f"segment {segment.index}: expected {expected} bytes for {frame.count} coordinates, "
+            f"got {len(frame.payload)}"
+        )
+    return segment
+
+
+def decode_frame(frame: Frame, stream: Stream) -> Vector:
+    """Return the segment that ``frame`` carries, float32 ``[frame.count]``.
+
+    Raises:
+        CodecError: a payload that is none of its codec's, or that holds NaN or infinity.
+    """
+    codec = codecs.by_code(frame.codec, frame.bits)
+    x = codec.decode(frame.payload, frame.count, stream.frame_seed(frame.segment))
+    if not np.isfinite(x).all():
+        raise CodecError(f"segment {frame.segment}: expected finite values, got {x[~np.isfinite(x)][0]}")
+    return x
+
+
+def decode_segments(
+    layout: Layout, frames: Mapping[int, Frame], stream: Stream, wanted: Collection[int]
+) -> npt.NDArray[np.float32]:
+    """Return float32 ``[d]`` with the ``wanted`` segments decoded and zeros elsewhere.
+
+    Raises:
+        FrameError: a wanted segment has no frame.
+    """
+    x = np.zeros(layout.size, np.float32)
+    for index in wanted:
+        if index not in frames:
+            raise FrameError(f"expected a frame of segment {index}, got none")
+        x[layout.segments[index].slice] = decode_frame(frames[index], stream)
+    return x
+
+
+def update_bytes(layout: Layout, name: str, bits: float) -> int:
+    """Return the exact size of all frames of an update, headers and all."""
+    return sum(frame_bytes(segment, name, bits) for segment in layout.segments)
+
+
+def frame_bytes(segment: Segment, name: str, bits: float) -> int:
+    """Return the exact size of one segment's frame in bytes."""
+    return HEADER_BYTES + codec_for(segment, name, bits).size_bytes(segment.size)
+
+
+def float32_bytes(layout: Layout) -> int:
+    """Return the size of the vector as bare float32, the yardstick of every ratio we print."""
+    return 4 * layout.size

@@ -1,0 +1,53 @@
+"""What is configured: ``deploy/server.toml`` and ``deploy/device.toml`` document each key."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from pydantic import Field
+
+from schemas.base import Model
+from schemas.ids import DeviceName, TaskPath
+from schemas.specs import Limits
+
+
+class ServerConfig(Model):
+    """``fedge-server serve --config server.toml``."""
+
+    host: str = "127.0.0.1"
+    port: int = Field(default=8080, ge=0, le=65535, description="0 takes any free port")
+    state_dir: str = Field(default="fedge-server", description="journals, models and the SQLite database")
+    database_url: str = Field(default="", description="SQLAlchemy async URL; empty: SQLite in state_dir")
+    tasks: tuple[TaskPath, ...] = Field(
+        default=("fedge.tasks.wisdm:task",), min_length=1, description="tasks a plan may name"
+    )
+    offline_seconds: float = Field(default=30.0, gt=0, description="a device not heard of for so long is not invited")
+    max_wait_seconds: float = Field(default=55.0, gt=0, le=600, description="longest long poll")
+    max_frames_in_flight: int = Field(default=64, ge=1, description="frames decoded but not yet durable")
+    max_uploads: int = Field(default=4, ge=1, description="upload bodies read at the same time")
+    min_upload_bytes_per_second: float = Field(
+        default=64.0, ge=0, description="a slower upload is cut, what it delivered counts"
+    )
+    tls_certificate: str = ""
+    tls_key: str = ""
+    log_level: str = Field(default="INFO", pattern="^(DEBUG|INFO|WARNING|ERROR)$")
+
+
+class TaskConfig(Model):
+    """One task this device may train, and where its data lies (the task says which options it takes)."""
+
+    task: TaskPath
+    data: dict[str, Any] = {}
+
+
+class DeviceConfig(Model):
+    """``fedge-device run``; ``fedge-device enroll`` writes the first one."""
+
+    server: str = Field(pattern=r"^https?://[^\s/]+(:\d+)?(/.*)?$")
+    name: DeviceName
+    tasks: tuple[TaskConfig, ...] = Field(min_length=1)
+    limits: Limits = Limits()
+    wait_seconds: float = Field(default=50.0, gt=0, le=600, description="long poll asked for")
+    threads: int = Field(default=1, ge=1, description="torch threads of the trainer")
+    tls_ca: str = Field(default="", description="certificate authority of the server, where it is private")
+    log_level: str = Field(default="INFO", pattern="^(DEBUG|INFO|WARNING|ERROR)$")

@@ -1,0 +1,86 @@
+"""A plan: what a person writes in TOML to start a run. Every key is checked, unknown keys are refused."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any, Self
+
+from pydantic import Field, model_validator
+
+from schemas.base import Model, parse_toml
+from schemas.ids import TaskPath
+from schemas.specs import AlgorithmSpec, DownlinkSpec, FedDyn, LocalSpec, UplinkSpec
+
+
+class Updates(Model):
+    """How many complete updates a round wants: enough at ``min``, closed at ``max``."""
+
+    min: int = Field(ge=1)
+    max: int = Field(ge=1)
+
+
+class Seconds(Model):
+    """When a round may close: not before ``min`` unless all were heard, not after ``max``."""
+
+    min: float = Field(default=20.0, ge=0)
+    max: float = Field(default=60.0, gt=0)
+
+
+class Cohort(Model):
+    """Who takes part in one round, and what is enough."""
+
+    devices: int = Field(default=12, ge=1, le=1_000_000)
+    updates: Updates = Field(
+        default=Updates(min=8, max=12), description="left out: max is devices, min two thirds of it"
+    )
+    seconds: Seconds = Seconds()
+
+    @model_validator(mode="before")
+    @classmethod
+    def _fill_updates(cls, data: Any) -> Any:
+        if not isinstance(data, Mapping) or not isinstance(data.get("devices", 12), int):
+            return data
+        devices, updates = data.get("devices", 12), data.get("updates", {})
+        if not isinstance(updates, Mapping):
+            return data
+        filled = {"max": devices, **updates}
+        at_least = -(-2 * devices // 3)
+        filled.setdefault("min", min(at_least, filled["max"]) if isinstance(filled["max"], int) else at_least)
+        return {**data, "updates": filled}
+
+    @model_validator(mode="after")
+    def _possible(self) -> Self:
+        updates, seconds = self.updates, self.seconds
+        if updates.min > updates.max:
+            raise ValueError(f"updates.min must not exceed updates.max, got {updates.min} > {updates.max}")
+        if updates.max > self.devices:
+            raise ValueError(
+                f"updates.max must not exceed devices, got {updates.max} updates from {self.devices} devices"
+            )
+        if seconds.min > seconds.max:
+            raise ValueError(f"seconds.min must not exceed seconds.max, got {seconds.min} > {seconds.max}")
+        return self
+
+
+class Plan(Model):
+    """One run, from its task to its codecs."""
+
+    task: TaskPath
+    rounds: int = Field(ge=1, le=1_000_000)
+    seed: int = Field(default=0, ge=0, lt=2**63)
+    evaluate_every: int = Field(default=1, ge=1, description="rounds between two tests of the model")
+    abandon_after: int = Field(default=20, ge=1, description="abandoned rounds in a row that fail the run")
+    cohort: Cohort = Cohort()
+    algorithm: AlgorithmSpec = FedDyn(name="feddyn")
+    local: LocalSpec = LocalSpec()
+    uplink: UplinkSpec = UplinkSpec()
+    downlink: DownlinkSpec = DownlinkSpec()
+
+
+def plan_from_toml(text: str, what: str = "plan") -> Plan:
+    """Parse a plan.
+
+    Raises:
+        InvalidInput: naming each key that is unknown, missing or wrong, and the nearest valid one.
+    """
+    return parse_toml(Plan, text, what)

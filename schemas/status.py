@@ -1,0 +1,170 @@
+"""What is shown: the JSON of the REST interface, of ``--json`` and of the report."""
+
+from __future__ import annotations
+
+from enum import StrEnum
+from typing import Annotated
+
+from pydantic import Field
+
+from schemas.base import Model
+from schemas.ids import DeviceName, RunName
+from schemas.plan import Plan
+from schemas.specs import Limits
+
+
+class RunPhase(StrEnum):
+    """Where a run is in its life."""
+
+    QUEUED = "queued"
+    RUNNING = "running"
+    FINISHED = "finished"
+    STOPPED = "stopped"
+    FAILED = "failed"
+
+
+class RoundPhase(StrEnum):
+    """Where a round is in its life (``fedge.protocol.coordinator`` draws the moves)."""
+
+    SELECTING = "selecting"
+    COLLECTING = "collecting"
+    AGGREGATING = "aggregating"
+    CLOSED = "closed"
+    ABANDONED = "abandoned"
+
+
+class Traffic(Model):
+    """Bytes on the sockets of devices, headers and all. ``up`` is device to aggregator."""
+
+    up: int = Field(default=0, ge=0)
+    down: int = Field(default=0, ge=0)
+
+
+class RoundStatus(Model):
+    """One round. ``updates`` are complete ones, ``partial`` devices delivered some segments only."""
+
+    round: int
+    phase: Annotated[RoundPhase, Field(strict=False)]
+    cohort: tuple[DeviceName, ...] = ()
+    updates: tuple[DeviceName, ...] = ()
+    partial: tuple[DeviceName, ...] = ()
+    gone: tuple[DeviceName, ...] = ()
+    reason: str = Field(default="", description="why the round was abandoned")
+    opened_at: float | None = Field(default=None, description="seconds since 1970, UTC")
+    closed_at: float | None = None
+    loss: float | None = Field(default=None, description="mean local training loss of the complete updates")
+    metrics: dict[str, float] = Field(default={}, description="of the published model on the test data")
+    traffic: Traffic = Traffic()
+    frame_bytes: Traffic = Field(default=Traffic(), description="frames alone, without HTTP and polling")
+    float32_bytes: Traffic = Field(default=Traffic(), description="the same vectors as bare float32")
+
+
+class RunSummary(Model):
+    """One line of ``fedge run list``."""
+
+    run: RunName
+    task: str
+    phase: Annotated[RunPhase, Field(strict=False)]
+    reason: str = ""
+    rounds_closed: int
+    rounds_planned: int
+    rounds_abandoned: int = 0
+    created_at: float
+    ended_at: float | None = None
+    metrics: dict[str, float] = {}
+    traffic: Traffic = Traffic()
+
+
+class RunStatus(RunSummary):
+    """One run: its plan, its sizes, its present round and its totals."""
+
+    plan: Plan
+    size: int = Field(default=0, description="coordinates of the model")
+    devices: int = Field(default=0, description="devices eligible for this run")
+    round: RoundStatus | None = Field(default=None, description="the round under way")
+    waiting_for: str = Field(default="", description="what keeps a running run from its next round")
+    frame_bytes: Traffic = Traffic()
+    float32_bytes: Traffic = Traffic()
+
+
+class RunList(Model):
+    """All runs, newest first."""
+
+    runs: tuple[RunSummary, ...]
+
+
+class RoundList(Model):
+    """All rounds of one run, oldest first."""
+
+    run: RunName
+    rounds: tuple[RoundStatus, ...]
+
+
+class DeviceStatus(Model):
+    """One enrolled device."""
+
+    device: DeviceName
+    is_online: bool
+    last_seen_at: float | None = None
+    enrolled_at: float
+    tasks: dict[str, int] = Field(default={}, description="task path -> examples")
+    limits: Limits = Limits()
+    version: str = ""
+    platform: str = ""
+    traffic: Traffic = Traffic()
+    updates_applied: int = 0
+    rejected: int = Field(default=0, description="requests of this device that were refused")
+    last_error: str = ""
+
+
+class DeviceList(Model):
+    """All enrolled devices."""
+
+    devices: tuple[DeviceStatus, ...]
+
+
+class ServerStatus(Model):
+    """The aggregator at a glance."""
+
+    version: str
+    started_at: float
+    is_native: bool = Field(description="whether the C extension is in use")
+    devices: int
+    devices_online: int
+    run: RunName | None = Field(default=None, description="the run under way")
+    runs: int
+    traffic: Traffic = Field(default=Traffic(), description="all device sockets since the start")
+    rejected: dict[str, int] = Field(default={}, description="refused requests by reason")
+
+
+class Role(StrEnum):
+    """What a token allows: to enrol a device, to look, or to look and steer."""
+
+    ENROLL = "enroll"
+    VIEWER = "viewer"
+    OPERATOR = "operator"
+
+
+class TokenRequest(Model):
+    """``POST /v1/tokens``."""
+
+    role: Annotated[Role, Field(strict=False)]
+    note: str = Field(default="", max_length=200)
+
+
+class Token(Model):
+    """A fresh token; it is shown once and stored only as a hash."""
+
+    token: str
+    role: Annotated[Role, Field(strict=False)]
+
+
+class Problem(Model):
+    """An error, as RFC 9457 describes it. ``reason`` is a stable word to script against."""
+
+    type: str = "about:blank"
+    title: str
+    status: int
+    detail: str
+    reason: str
+    faults: tuple[dict[str, str], ...] = ()

@@ -1,0 +1,141 @@
+"""Coordinator and participant joined by a link that loses, repeats and cuts, on devices that crash.
+
+What must hold after any weather: every device that has settled its receipts has exactly the dual the server counted
+for it, so the server's sum of duals is the sum of the devices'; nothing acknowledged is lost; nothing is counted twice.
+"""
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from fedge.protocol.participant import Participant, Phase
+from fedge.simulation import Link, Simulation, World
+from schemas.plan import plan_from_toml
+from schemas.status import RunPhase
+from tests.support.quadratic import Quadratic
+
+DEVICES = tuple(f"d{i}" for i in range(6))
+
+
+def plan(rounds=6, seed=1, bits=2.0, algorithm='name = "feddyn"\nalpha = 0.5'):
+    return plan_from_toml(f"""
+        task = "a:b"
+        rounds = {rounds}
+        seed = {seed}
+        [cohort]
+        devices = 4
+        updates = {{min = 2, max = 4}}
+        seconds = {{min = 3, max = 8}}
+        [algorithm]
+        {algorithm}
+        [uplink]
+        bits = {bits}
+        [downlink]
+        bits = 8.0
+    """)
+
+
+def settle_all(simulation: Simulation) -> None:
+    """Let every device receive the receipt it still waits for, on a link that has become perfect."""
+    for device in simulation.devices.values():
+        device.link = Link()
+    simulation.clock.run(lambda: _is_calm(simulation))
+
+
+def _is_calm(simulation: Simulation) -> bool:
+    return all(d.state.pending is None and d.state.phase is Phase.IDLE for d in simulation.devices.values())
+
+
+probability = st.sampled_from([0.0, 0.05, 0.2, 0.4])
+
+
+@settings(max_examples=40, deadline=None)
+@given(st.integers(0, 2**32), probability, probability, probability, st.sampled_from([0.0, 0.03, 0.1]))
+def test_after_any_weather_the_servers_sum_is_the_sum_of_the_devices_duals(seed, lost, unanswered, cut, crash):
+    link = Link(request_lost=lost, answer_lost=unanswered, upload_cut=cut, crash=crash)
+    simulation = Simulation(plan(seed=seed), Quadratic(), World(DEVICES, link=link))
+    simulation.run()
+    settle_all(simulation)
+    assert _is_calm(simulation)
+    duals = sum(device.dual() for device in simulation.devices.values())
+    h = simulation.aggregator.state.h
+    assert np.abs(duals - h).max() <= 1e-12 * max(1.0, np.abs(h).max())
+
+
+@settings(max_examples=15, deadline=None)
+@given(st.integers(0, 2**32), probability, probability)
+def test_what_a_receipt_names_is_what_the_server_added(seed, lost, cut):
+    """The segments named in a round's receipts are as many as the sums say were added."""
+    seen = []
+    link = Link(request_lost=lost, answer_lost=lost, upload_cut=cut)
+    simulation = Simulation(plan(seed=seed), Quadratic(), World(DEVICES, link=link))
+    original = simulation.aggregator.on_round
+
+    def on_round(aggregator):
+        receipts = [r for (_, number), r in aggregator.receipts.items() if number == aggregator.round.number]
+        named = sum(len(receipt.applied) for receipt in receipts)
+        seen.append((aggregator.round.phase, named, int(aggregator.sums.count.sum())))
+        original(aggregator)
+
+    simulation.aggregator.on_round = on_round
+    simulation.run()
+    assert seen
+    assert all(named == (added if phase == "closed" else 0) for phase, named, added in seen)
+
+
+def test_a_dead_link_abandons_rounds_until_the_run_fails():
+    simulation = Simulation(plan(), Quadratic(), World(DEVICES, link=Link(request_lost=1.0)))
+    simulation.run()
+    result = simulation.result()
+    assert result.phase is RunPhase.FAILED
+    assert "20 rounds in a row" in result.reason
+    assert not np.any(result.published)
+
+
+def test_a_wiped_dual_ends_the_epoch_and_the_books_balance_again():
+    simulation = Simulation(plan(rounds=12), Quadratic(), World(DEVICES))
+    wiped = []
+
+    def wipe(status):
+        device = simulation.devices["d1"]
+        if status.round >= 3 and device.state.last_applied > 0 and not wiped:
+            wiped.append(status.round)
+            device.state = Participant()
+            device.duals.clear()
+            device.crash()
+
+    simulation._on_round = wipe
+    simulation.run()
+    settle_all(simulation)
+    assert wiped
+    assert simulation.aggregator.dual_epoch == 1
+    duals = sum(device.dual() for device in simulation.devices.values() if device.state.dual_epoch == 1)
+    assert np.abs(duals - simulation.aggregator.state.h).max() <= 1e-12
+
+
+@pytest.mark.parametrize("weather", [Link(), Link(request_lost=0.1, answer_lost=0.1, upload_cut=0.3, crash=0.02)])
+def test_devices_that_disagree_still_reach_the_common_optimum(weather):
+    """FedDyn with a coded uplink and downlink, partial participation and faults; FedAvg's floor is far above."""
+
+    def distance(algorithm):
+        trainer = Quadratic()
+        simulation = Simulation(
+            plan(rounds=80, bits=4.0, algorithm=algorithm), trainer, World(DEVICES, link=weather)
+        )
+        simulation.run()
+        return float(np.linalg.norm(simulation.result().published - trainer.optimum(DEVICES)))
+
+    assert distance('name = "feddyn"\nalpha = 0.5') < 0.35 * distance('name = "fedavg"')
+
+
+def test_the_same_plan_gives_the_same_run():
+    def run():
+        weather = Link(request_lost=0.2, upload_cut=0.2, crash=0.02)
+        simulation = Simulation(plan(), Quadratic(), World(DEVICES, link=weather))
+        simulation.run()
+        return simulation.result()
+
+    a, b = run(), run()
+    assert a.rounds == b.rounds
+    assert np.array_equal(a.published, b.published)
