@@ -1,0 +1,85 @@
+"""The mean of what was delivered, segment by segment.
+
+    total[a:b] += w_k · x_k,   weight_s += w_k,   mean[a:b] = total[a:b] / weight_s      s = segment a..b
+
+One float64 vector for any number of devices: O(d) memory. Deltas are added in the order they arrive, and adding
+the stored ones again in that order gives the same bits. A segment nobody delivered is reported as such and keeps
+its value that round; a device that delivered half its segments counts in those only.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from fedge.errors import AggregationError, LayoutError
+from fedge.layout import Kind, Layout
+
+
+class SegmentSums:
+    """Running weighted sums over the segments of ``layout``.
+
+    >>> sums.add(0, np.ones(4096, np.float32), weight=120.0)
+    >>> sums.mean()[sums.mask]     # the coordinates somebody delivered
+    """
+
+    __slots__ = ("count", "layout", "total", "weight")
+
+    def __init__(self, layout: Layout) -> None:
+        self.layout = layout
+        self.total: npt.NDArray[np.float64] = np.zeros(layout.size)
+        """Σ w_k · x_k, float64 [d]."""
+        self.weight: npt.NDArray[np.float64] = np.zeros(len(layout.segments))
+        """Σ w_k by segment, float64 [segments]."""
+        self.count: npt.NDArray[np.int64] = np.zeros(len(layout.segments), np.int64)
+        """How many devices delivered each segment, int64 [segments]."""
+
+    def add(self, segment_index: int, x: npt.NDArray[np.floating[Any]], weight: float) -> None:
+        """Add ``weight * x``, ``x`` float ``[segment size]``, to segment ``segment_index``.
+
+        Raises:
+            LayoutError: if there is no such segment, or ``x`` is not of its size.
+            AggregationError: if ``x`` holds NaN or infinity, or ``weight`` is not a positive number.
+        """
+        if not 0 <= segment_index < len(self.layout.segments):
+            raise LayoutError(f"expected a segment of 0..{len(self.layout.segments) - 1}, got {segment_index}")
+        segment = self.layout.segments[segment_index]
+        if x.shape != (segment.size,):
+            raise LayoutError(f"segment {segment_index}: expected {segment.size} values, got shape {list(x.shape)}")
+        if not (np.isfinite(weight) and weight > 0):
+            raise AggregationError(f"segment {segment_index}: expected a finite weight above 0, got {weight}")
+        finite = np.isfinite(x)
+        if not finite.all():
+            raise AggregationError(f"segment {segment_index}: expected finite values, got {x[~finite][0]}")
+        # Added in arrival order, in float64: replaying the stored payloads gives the same bits.
+        self.total[segment.slice] += np.float64(weight) * x
+        self.weight[segment_index] += weight
+        self.count[segment_index] += 1
+
+    @property
+    def delivered(self) -> npt.NDArray[np.bool_]:
+        """Which segments somebody delivered, bool ``[segments]``."""
+        return self.count > 0
+
+    @property
+    def mask(self) -> npt.NDArray[np.bool_]:
+        """Which coordinates somebody delivered, bool ``[d]``."""
+        return np.repeat(self.delivered, [segment.size for segment in self.layout.segments])
+
+    def trained(self) -> npt.NDArray[np.bool_]:
+        """Which coordinates are trained and delivered, bool ``[d]``: ``mask`` without the BUFFER segments."""
+        mask = self.mask
+        for segment in self.layout.segments:
+            if segment.kind is Kind.BUFFER:
+                mask[segment.slice] = False
+        return mask
+
+    def mean(self) -> npt.NDArray[np.float64]:
+        """Return the weighted mean, float64 ``[d]``, 0 in the segments nobody delivered (see ``mask``)."""
+        mean = np.zeros_like(self.total)
+        for segment in self.layout.segments:
+            if self.count[segment.index]:
+                mean[segment.slice] = self.total[segment.slice] / self.weight[segment.index]
+        return mean

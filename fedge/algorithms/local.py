@@ -1,0 +1,218 @@
+"""The local run: plain SGD in torch, with what the algorithm adds to the gradient.
+
+    for each epoch, each batch of the epoch's order:
+        g ← ∇L(x) + pull · (x - anchor + dual)         the algorithm's terms, before clipping
+        g ← g · min(1, clip_norm / ‖g‖)
+        x ← x - η · (g + weight_decay · x)             η = min(learning_rate, 1/pull)
+    delta = x - anchor
+
+The terms are added as a whole before the clip: at a device's optimum ∇L + pull·(x - anchor + dual) is 0, so clipping
+does not move it. (Clipping ∇L + pull·(dual - anchor) and adding pull·x later, as one may also read the method, clips a
+vector that stays at pull·‖anchor‖.) The order of examples in epoch e comes from ``derive(seed, e)``: the same
+everywhere. Tensors that are not trained (BatchNorm statistics) report what they changed by.
+
+A device with very few examples has a strong pull under FedDyn; a step longer than 1/pull would leap over the point
+it is pulled to, and from 2/pull on it would run away.
+
+One thread gives one result: call ``torch.set_num_threads(1)`` in the process that trains.
+
+This is the only module of ``fedge.algorithms`` that needs torch.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from fedge import seeds
+from fedge.algorithms.base import LocalTerms
+from fedge.errors import AlgorithmError, TaskError
+from fedge.layout import Kind, Layout, Vector
+from fedge.tasks.torch_model import get_params, set_params
+
+if TYPE_CHECKING:
+    from fedge.tasks.base import Dataset, Task
+
+EVALUATION_BATCH = 1024
+
+OnProgress = Callable[[int, float], None]
+"""Called after every epoch with the epoch, from 0, and its mean loss."""
+
+
+@dataclass(frozen=True, slots=True)
+class LocalSpec:
+    """Settings of a local run. ``learning_rate`` is the round's: already decayed."""
+
+    epochs: int
+    batch_size: int
+    learning_rate: float
+    weight_decay: float = 0.0
+    clip_norm: float | None = None
+
+    def __post_init__(self) -> None:
+        if self.epochs < 1 or self.batch_size < 1:
+            got = f"{self.epochs} epochs, batch_size {self.batch_size}"
+            raise AlgorithmError(f"local: expected at least 1 epoch and a batch_size of at least 1, got {got}")
+        if not (0 < self.learning_rate < math.inf and 0 <= self.weight_decay < math.inf):
+            got = f"{self.learning_rate} and {self.weight_decay}"
+            raise AlgorithmError(f"local: expected learning_rate > 0 and weight_decay >= 0, got {got}")
+        if self.clip_norm is not None and not self.clip_norm > 0:
+            raise AlgorithmError(f"local: expected clip_norm above 0 or none, got {self.clip_norm}")
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class TrainResult:
+    """What a local run gave: ``delta``, float32 ``[d]``.
+
+    ``loss`` is the mean over the last whole epoch, NaN before the first; ``completed`` is False if it was stopped.
+    """
+
+    delta: Vector
+    loss: float
+    num_examples: int
+    steps: int
+    completed: bool = True
+
+
+def train(
+    task: Task,
+    model: nn.Module,
+    data: Dataset,
+    anchor: Vector,
+    layout: Layout,
+    terms: LocalTerms,
+    spec: LocalSpec,
+    seed: int,
+    on_progress: OnProgress | None = None,
+    should_stop: Callable[[], bool] | None = None,
+) -> TrainResult:
+    """Train ``model`` from ``anchor`` ``[d]`` on ``data``, where the model is (CPU or accelerator).
+
+    ``should_stop`` is asked before every step. ``model`` is left with the trained parameters.
+
+    Raises:
+        TaskError: if ``data`` is empty, a trained parameter is not float32, or the loss or the delta becomes NaN or
+            infinite.
+    """
+    if len(data) == 0:
+        raise TaskError(f"task {task.name!r}: expected at least 1 training example, got none")
+    set_params(model, layout, anchor)
+    flat = _FlatModel(model, layout)
+    step = _Step(flat, anchor, terms, spec)
+    inputs, targets = (tensor.to(flat.params.device) for tensor in _tensors(data))
+    model.train()
+    steps, loss = 0, math.nan
+    with torch.random.fork_rng(devices=[]):  # dropout and the like
+        torch.manual_seed(seeds.derive(seed, "torch"))
+        for epoch in range(spec.epochs):
+            losses = []
+            for rows in _batches(len(data), spec.batch_size, seeds.derive(seed, epoch)):
+                if should_stop is not None and should_stop():
+                    return TrainResult(_delta(task, model, layout, anchor), loss, len(data), steps, completed=False)
+                rows = rows.to(flat.params.device)
+                batch_loss = task.loss(model(inputs[rows]), targets[rows])
+                step(batch_loss)
+                losses.append(batch_loss.detach() * len(rows))
+                steps += 1
+            loss = float(torch.stack(losses).sum()) / len(data)
+            if not math.isfinite(loss):
+                raise TaskError(f"task {task.name!r}: training diverged, epoch {epoch} has loss {loss}")
+            if on_progress is not None:
+                on_progress(epoch, loss)
+    return TrainResult(_delta(task, model, layout, anchor), loss, len(data), steps)
+
+
+def _delta(task: Task, model: nn.Module, layout: Layout, anchor: Vector) -> Vector:
+    """Return what training changed, float32 ``[d]``."""
+    delta = get_params(model, layout) - anchor
+    if not np.isfinite(delta).all():
+        raise TaskError(f"task {task.name!r}: training diverged, the delta is not finite")
+    return delta
+
+
+def evaluate(task: Task, model: nn.Module, params: Vector, layout: Layout, data: Dataset) -> dict[str, float]:
+    """Return the task's metrics and "loss" of ``params`` ``[d]`` on ``data``: means over its examples.
+
+    Raises:
+        TaskError: if ``data`` is empty.
+    """
+    if len(data) == 0:
+        raise TaskError(f"task {task.name!r}: expected at least 1 test example, got none")
+    set_params(model, layout, params)
+    device = next(model.parameters()).device
+    inputs, targets = _tensors(data)
+    model.eval()
+    sums: dict[str, float] = {}
+    with torch.no_grad():
+        for start in range(0, len(data), EVALUATION_BATCH):
+            outputs = model(inputs[start : start + EVALUATION_BATCH].to(device))
+            expected = targets[start : start + EVALUATION_BATCH].to(device)
+            figures = {**task.metrics(outputs, expected), "loss": float(task.loss(outputs, expected))}
+            for name, value in figures.items():
+                sums[name] = sums.get(name, 0.0) + value * len(expected)
+    return {name: value / len(data) for name, value in sums.items()}
+
+
+class _FlatModel:
+    """A model's trained parameters and their gradients as two flat tensors, in the order of the layout."""
+
+    def __init__(self, model: nn.Module, layout: Layout) -> None:
+        named = dict(model.named_parameters())
+        trained = [named[tensor.name] for tensor in layout.tensors if tensor.kind is not Kind.BUFFER]
+        if any(parameter.dtype != torch.float32 for parameter in trained):
+            raise TaskError(f"expected parameters of float32, got {sorted({str(p.dtype) for p in trained})}")
+        self.params = torch.cat([parameter.detach().reshape(-1).float() for parameter in trained])
+        self.grads = torch.zeros_like(self.params)
+        start = 0
+        for parameter in trained:
+            stop = start + parameter.numel()
+            parameter.data = self.params[start:stop].view_as(parameter)
+            parameter.grad = self.grads[start:stop].view_as(parameter)
+            start = stop
+
+
+class _Step:
+    """One step of SGD on a flat model."""
+
+    def __init__(self, flat: _FlatModel, anchor: Vector, terms: LocalTerms, spec: LocalSpec) -> None:
+        self.flat, self.terms, self.spec = flat, terms, spec
+        count, device = len(flat.params), flat.params.device
+        centre = anchor[:count].astype(np.float32)
+        if terms.dual is not None:
+            centre = centre - terms.dual[:count].astype(np.float32)
+        self.centre = torch.from_numpy(centre).to(device)
+        self.rate = min(spec.learning_rate, 1 / terms.pull) if terms.pull else spec.learning_rate
+
+    def __call__(self, loss: Tensor) -> None:
+        params, grads, spec = self.flat.params, self.flat.grads, self.spec
+        grads.zero_()
+        torch.autograd.backward(loss)
+        if self.terms.pull:
+            grads.add_(params - self.centre, alpha=self.terms.pull)
+        if spec.clip_norm is not None:
+            grads.mul_(torch.clamp(spec.clip_norm / (torch.linalg.vector_norm(grads) + 1e-6), max=1.0))
+        if spec.weight_decay:
+            grads.add_(params, alpha=spec.weight_decay)
+        params.add_(grads, alpha=-self.rate)
+
+
+def _batches(count: int, batch_size: int, seed: int) -> Iterator[Tensor]:
+    """Yield the rows of each batch of an epoch, int64; the last batch may be smaller."""
+    order = torch.from_numpy(seeds.permutation(seed, count))
+    for start in range(0, count, batch_size):
+        yield order[start : start + batch_size]
+
+
+def _tensors(data: Dataset) -> tuple[Tensor, Tensor]:
+    """Return inputs and targets as float32 or int64 tensors."""
+    inputs, targets = (
+        torch.from_numpy(np.ascontiguousarray(array, np.float32 if array.dtype.kind == "f" else np.int64))
+        for array in (data.inputs, data.targets)
+    )
+    return inputs, targets

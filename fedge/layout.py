@@ -1,0 +1,287 @@
+"""A model as one flat vector, and the segments it is cut into.
+
+Codecs, sums and states see one contiguous float32 vector of length d. A ``Layout`` says where each named tensor
+lies in it, and both ends compute it from the model alone:
+
+    vector = [ all WEIGHT tensors | all RAW tensors | all BUFFER tensors ],  each kind in model order
+
+    WEIGHT  trained, compressed: matrices, kernels, embeddings
+    RAW     trained, sent as float32: biases, norms, anything one-dimensional or tiny
+    BUFFER  not trained, sent as float32, averaged plainly: BatchNorm statistics, counters, frozen tensors
+
+A *segment* is a run of at most 65,536 coordinates of one kind, the unit of encoding, upload, loss and averaging.
+Full segments are a multiple of 4,096 coordinates (the codecs' block), or in small models a power of two. A model
+of up to half a million weights has about eight segments of them, so that a link that dies half-way has still
+delivered something. None is under 1,024 unless its whole kind is.
+
+Integer tensors ride as float32, which holds integers exactly up to 2^24 = 16,777,216; ``pack`` refuses larger.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import math
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
+from enum import StrEnum
+from typing import Any, Self
+
+import numpy as np
+import numpy.typing as npt
+
+from fedge.errors import LayoutError
+
+Vector = npt.NDArray[np.float32]
+"""float32, shape [d], contiguous."""
+
+MAX_SEGMENT = 65_536
+MIN_SEGMENT = 1_024
+BLOCK = 4_096
+TARGET_SEGMENTS = 8
+EXACT_INTEGERS = 1 << 24
+"""float32 holds every integer of at most this magnitude."""
+
+_DTYPES = frozenset(
+    [
+        "float16",
+        "float32",
+        "float64",
+        "bool",
+        "uint8",
+        "int8",
+        "uint16",
+        "int16",
+        "uint32",
+        "int32",
+        "uint64",
+        "int64",
+    ]
+)
+
+
+class Kind(StrEnum):
+    """How a tensor is trained and sent. The order of definition is the order in the vector."""
+
+    WEIGHT = "weight"
+    RAW = "raw"
+    BUFFER = "buffer"
+
+
+_RANK = {kind: rank for rank, kind in enumerate(Kind)}
+
+
+@dataclass(frozen=True, slots=True)
+class TensorSpec:
+    """One named tensor of a model. ``dtype`` is the NumPy name of what the model holds."""
+
+    name: str
+    shape: tuple[int, ...]
+    kind: Kind
+    dtype: str = "float32"
+
+    def __post_init__(self) -> None:
+        if any(n < 0 for n in self.shape):
+            raise LayoutError(f"tensor {self.name!r}: expected dimensions of at least 0, got {list(self.shape)}")
+        if self.kind not in _RANK:
+            raise LayoutError(f"tensor {self.name!r}: expected a kind of {', '.join(Kind)}, got {self.kind!r}")
+        if self.dtype not in _DTYPES:
+            known = ", ".join(sorted(_DTYPES))
+            raise LayoutError(f"tensor {self.name!r}: expected a dtype of {known}, got {self.dtype!r}")
+
+    @property
+    def size(self) -> int:
+        """Number of coordinates; 1 for a scalar."""
+        return math.prod(self.shape)
+
+
+@dataclass(frozen=True, slots=True)
+class Segment:
+    """Coordinates ``start`` .. ``stop`` - 1 of the vector, all of one kind."""
+
+    index: int
+    start: int
+    stop: int
+    kind: Kind
+
+    @property
+    def size(self) -> int:
+        """Number of coordinates."""
+        return self.stop - self.start
+
+    @property
+    def slice(self) -> slice:
+        """``vector[segment.slice]`` is a view of the segment."""
+        return slice(self.start, self.stop)
+
+
+@dataclass(frozen=True, slots=True)
+class Layout:
+    """Where each tensor and each segment lies in the flat vector.
+
+    >>> layout = Layout.of([TensorSpec("b", (3,), Kind.RAW), TensorSpec("w", (3, 2), Kind.WEIGHT)])
+    >>> layout.size, layout.offsets
+    (9, {'w': 0, 'b': 6})
+    """
+
+    tensors: tuple[TensorSpec, ...]
+    size: int = field(init=False, repr=False, compare=False)
+    offsets: Mapping[str, int] = field(init=False, repr=False, compare=False)
+    segments: tuple[Segment, ...] = field(init=False, repr=False, compare=False)
+    digest: str = field(init=False, repr=False, compare=False)
+
+    def __post_init__(self) -> None:
+        _check(self.tensors)
+        offsets, size = {}, 0
+        for tensor in self.tensors:
+            offsets[tensor.name] = size
+            size += tensor.size
+        text = json.dumps(self.to_json(), sort_keys=True, separators=(",", ":"))
+        object.__setattr__(self, "size", size)
+        object.__setattr__(self, "offsets", offsets)
+        object.__setattr__(self, "segments", _segments(self.tensors))
+        object.__setattr__(self, "digest", hashlib.blake2b(text.encode(), digest_size=16).hexdigest())
+
+    @classmethod
+    def of(cls, tensors: Iterable[TensorSpec]) -> Self:
+        """Return the layout of ``tensors`` given in model order: sorted by kind, else left in order."""
+        return cls(tuple(sorted(tensors, key=lambda tensor: _RANK[tensor.kind])))
+
+    @property
+    def num_trained(self) -> int:
+        """How many coordinates are trained: the vector's first, everything before the BUFFER tensors."""
+        return sum(tensor.size for tensor in self.tensors if tensor.kind is not Kind.BUFFER)
+
+    def pack(self, arrays: Mapping[str, npt.ArrayLike]) -> Vector:
+        """Return the named arrays as one float32 vector ``[d]``.
+
+        Raises:
+            LayoutError: if a tensor is missing, unknown or of another shape, or an integer exceeds 2^24.
+        """
+        names = set(self.offsets)
+        if names != set(arrays):
+            missing, extra = sorted(names - set(arrays)), sorted(set(arrays) - names)
+            raise LayoutError(f"expected {len(names)} tensors; missing {missing}, not in the layout {extra}")
+        vector = np.empty(self.size, np.float32)
+        for tensor in self.tensors:
+            start = self.offsets[tensor.name]
+            vector[start : start + tensor.size] = _flat(tensor, np.asarray(arrays[tensor.name]))
+        return vector
+
+    def unpack(self, vector: npt.NDArray[np.floating[Any]]) -> dict[str, npt.NDArray[Any]]:
+        """Return the tensors of ``vector`` ``[d]`` by name: views where the dtype is its own, else copies.
+
+        Integer tensors are rounded, and kept within what ``pack`` accepts and their dtype holds.
+
+        Raises:
+            LayoutError: if ``vector`` is not of shape ``[d]``.
+        """
+        self.check(vector)
+        return {
+            tensor.name: _as_dtype(vector[start : start + tensor.size], tensor.dtype).reshape(tensor.shape)
+            for tensor in self.tensors
+            for start in [self.offsets[tensor.name]]
+        }
+
+    def check(self, vector: npt.NDArray[Any]) -> None:
+        """Raise ``LayoutError`` unless ``vector`` is of shape ``[d]``."""
+        if vector.shape != (self.size,):
+            raise LayoutError(f"expected a vector of shape [{self.size}], got {list(vector.shape)}")
+
+    def to_json(self) -> dict[str, Any]:
+        """Return the layout as a dict of lists, strings and integers."""
+        rows = [[tensor.name, list(tensor.shape), str(tensor.kind), tensor.dtype] for tensor in self.tensors]
+        return {"tensors": rows}
+
+    @classmethod
+    def from_json(cls, document: Mapping[str, Any]) -> Self:
+        """Return the layout that ``to_json`` described.
+
+        Raises:
+            LayoutError: if ``document`` describes no layout.
+        """
+        try:
+            return cls(tuple(_spec(*row) for row in document["tensors"]))
+        except (KeyError, TypeError) as error:
+            raise LayoutError(f"expected {{'tensors': [[name, shape, kind, dtype], ..]}}: {error!r}") from error
+
+
+def _spec(name: object, shape: Iterable[object], kind: object, dtype: object) -> TensorSpec:
+    """Return one row of ``to_json`` as a spec, refusing what JSON can hold and a layout cannot."""
+    dims = tuple(shape)
+    if not (isinstance(name, str) and isinstance(dtype, str)):
+        raise LayoutError(f"expected a name and a dtype, got {name!r} and {dtype!r}")
+    if not all(type(n) is int for n in dims):
+        raise LayoutError(f"tensor {name!r}: expected integer dimensions, got {list(dims)}")
+    if kind not in set(Kind):
+        raise LayoutError(f"tensor {name!r}: expected a kind of {', '.join(Kind)}, got {kind!r}")
+    return TensorSpec(name, tuple(int(str(n)) for n in dims), Kind(str(kind)), dtype)
+
+
+def _check(tensors: tuple[TensorSpec, ...]) -> None:
+    """Refuse what is no layout: nothing in it, a name twice, kinds out of order."""
+    names = [tensor.name for tensor in tensors]
+    twice = sorted({name for name in names if names.count(name) > 1}) if len(set(names)) < len(names) else []
+    if twice:
+        raise LayoutError(f"expected every tensor name once, got {', '.join(map(repr, twice))} more than once")
+    if sum(tensor.size for tensor in tensors) == 0:
+        raise LayoutError(f"expected at least one coordinate, got {len(tensors)} tensors of none")
+    ranks = [_RANK[tensor.kind] for tensor in tensors]
+    if ranks != sorted(ranks):
+        kinds = ", ".join(tensor.kind for tensor in tensors)
+        raise LayoutError(f"expected all weight, then raw, then buffer tensors, got {kinds}; use Layout.of")
+
+
+def _segments(tensors: tuple[TensorSpec, ...]) -> tuple[Segment, ...]:
+    segments: list[Segment] = []
+    start = 0
+    for kind in Kind:
+        for size in segment_sizes(sum(tensor.size for tensor in tensors if tensor.kind is kind)):
+            segments.append(Segment(len(segments), start, start + size, kind))
+            start += size
+    return tuple(segments)
+
+
+def segment_sizes(count: int) -> list[int]:
+    """Cut ``count`` coordinates of one kind into segments; return their sizes, in order."""
+    full = _full_size(count)
+    sizes = [full] * (count // full)
+    tail = count % full
+    if tail >= MIN_SEGMENT or not sizes:
+        return [*sizes, tail] if tail else sizes
+    if tail and full + tail <= MAX_SEGMENT:
+        sizes[-1] += tail
+    elif tail:  # a full segment cannot take it: share both evenly
+        sizes[-1:] = [(full + tail + 1) // 2, (full + tail) // 2]
+    return sizes
+
+
+def _full_size(count: int) -> int:
+    """Return the length of a full segment: near ``count / TARGET_SEGMENTS``, in blocks or a power of two."""
+    target = count / TARGET_SEGMENTS
+    if target >= BLOCK:
+        return min(MAX_SEGMENT, BLOCK * round(target / BLOCK))
+    return max(MIN_SEGMENT, int(2 ** round(math.log2(max(target, 1)))))
+
+
+def _flat(tensor: TensorSpec, array: npt.NDArray[Any]) -> npt.NDArray[Any]:
+    if array.shape != tensor.shape:
+        shapes = f"expected shape {list(tensor.shape)}, got {list(array.shape)}"
+        raise LayoutError(f"tensor {tensor.name!r}: {shapes}")
+    if array.dtype.kind in "iu" and array.size:
+        largest = max(int(array.max()), -int(array.min()))
+        if largest > EXACT_INTEGERS:
+            bound = f"expected integers up to {EXACT_INTEGERS}, which float32 holds exactly"
+            raise LayoutError(f"tensor {tensor.name!r}: {bound}, got {largest}")
+    return array.reshape(-1)
+
+
+def _as_dtype(values: npt.NDArray[Any], dtype: str) -> npt.NDArray[Any]:
+    kind = np.dtype(dtype).kind
+    if kind == "b":
+        return np.asarray(values >= 0.5, np.bool_)
+    if kind in "iu":
+        limits = np.iinfo(dtype)
+        low, high = max(limits.min, -EXACT_INTEGERS), min(limits.max, EXACT_INTEGERS)
+        return np.asarray(np.clip(np.rint(values), low, high), np.dtype(dtype))
+    return np.asarray(values, np.dtype(dtype))
