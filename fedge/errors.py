@@ -1,13 +1,16 @@
 """Everything fedge raises on purpose.
 
-    FedgeError
-    ├── UnknownName      a name that is in no table; says which names are near
-    ├── LayoutError      tensors and flat vector do not fit together
-    ├── FrameError       bytes that are no frame, or not the one expected
-    ├── CodecError       input a codec cannot encode, or a payload it cannot decode
-    ├── BudgetError      a budget too small for anything useful; says the minimum
-    ├── ProtocolError    an event that its state machine does not allow
-    └── TaskError        a task that cannot be found or does not keep its promises
+FedgeError
+├── UnknownName      a name that is in no table; says which names are near
+├── LayoutError      tensors and flat vector do not fit together
+├── FrameError       bytes that are no frame, or not the one expected
+├── CodecError       input a codec cannot encode, or a payload it cannot decode
+├── AggregationError a delta or a weight that must not enter a mean
+├── AlgorithmError   a setting an algorithm cannot run with, or sums it did not ask for
+├── SimulationError  a simulation that cannot begin or cannot go on
+├── BudgetError      a budget too small for anything useful; says the minimum
+├── ProtocolError    an event that its state machine does not allow
+└── TaskError        a task that cannot be found or does not keep its promises
 """
 
 from __future__ import annotations
@@ -41,6 +44,18 @@ class FrameError(FedgeError, ValueError):
 
 class CodecError(FedgeError, ValueError):
     """Input a codec cannot encode, or a payload it cannot decode."""
+
+
+class AggregationError(FedgeError, ValueError):
+    """A delta or a weight that must not enter a mean. The sums are as they were before it."""
+
+
+class AlgorithmError(FedgeError, ValueError):
+    """A setting an algorithm cannot run with, or sums it did not ask for."""
+
+
+class SimulationError(FedgeError):
+    """A simulation that cannot begin or cannot go on."""
 
 
 class BudgetError(FedgeError, ValueError):

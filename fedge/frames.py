@@ -18,6 +18,7 @@ from __future__ import annotations
 
 import struct
 import zlib
+from collections.abc import Iterator
 from dataclasses import dataclass
 
 import numpy as np
@@ -120,21 +121,21 @@ class FrameReader:
         """How many bytes of an unfinished frame are held."""
         return len(self._buffer)
 
-    def feed(self, data: bytes) -> list[bytes]:
-        """Take the next piece, return the frames it completes, each checked by ``read_frame``'s rules.
+    def feed(self, data: bytes) -> Iterator[bytes]:
+        """Take the next piece, yield the frames it completes: whole, with a sound header, checksum unread.
 
         Raises:
-            FrameError: the stream is no stream of frames; what was returned before stays good.
+            FrameError: the stream is no stream of frames; what was yielded before stays good.
         """
         self._buffer += data
-        complete: list[bytes] = []
         start = 0
-        while len(self._buffer) - start >= HEADER_BYTES:
-            header = read_header(bytes(self._buffer[start : start + HEADER_BYTES]))
-            stop = start + HEADER_BYTES + header.length
-            if len(self._buffer) < stop:
-                break
-            complete.append(bytes(self._buffer[start:stop]))
-            start = stop
-        del self._buffer[:start]
-        return complete
+        try:
+            while len(self._buffer) - start >= HEADER_BYTES:
+                header = read_header(bytes(self._buffer[start : start + HEADER_BYTES]))
+                stop = start + HEADER_BYTES + header.length
+                if len(self._buffer) < stop:
+                    break
+                yield bytes(self._buffer[start:stop])
+                start = stop
+        finally:
+            del self._buffer[:start]

@@ -37,7 +37,7 @@ class TaskConfig(Model):
     """One task this device may train, and where its data lies (the task says which options it takes)."""
 
     task: TaskPath
-    data: dict[str, Any] = {}
+    data: dict[str, Any] = Field(default={})
 
 
 class DeviceConfig(Model):

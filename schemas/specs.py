@@ -42,7 +42,7 @@ class LocalSpec(Model):
     batch_size: int = Field(default=32, ge=1, le=1_000_000)
     learning_rate: float = Field(default=0.1, gt=0)
     learning_rate_decay: float = Field(default=1.0, gt=0, le=1)
-    weight_decay: float = Field(default=0.0, ge=0)
+    weight_decay: float = Field(default=1e-3, ge=0, description="FedDyn wants some: it damps the dual")
     clip_norm: float = Field(default=10.0, ge=0, description="global gradient norm; 0 switches clipping off")
 
 

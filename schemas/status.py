@@ -71,7 +71,7 @@ class RunSummary(Model):
     rounds_abandoned: int = 0
     created_at: float
     ended_at: float | None = None
-    metrics: dict[str, float] = {}
+    metrics: dict[str, float] = Field(default={})
     traffic: Traffic = Traffic()
 
 

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from fedge.algorithms import build
-from fedge.errors import FedgeError
+from fedge.errors import SimulationError
 from fedge.layout import Layout, Vector
 from fedge.simulation.aggregator import Aggregator
 from fedge.simulation.clock import Clock
@@ -25,10 +25,6 @@ from schemas.plan import Plan
 from schemas.status import RoundStatus, RunPhase, Traffic
 
 OnRound = Callable[[RoundStatus], None]
-
-
-class SimulationError(FedgeError):
-    """A simulation that cannot begin or cannot go on."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -120,9 +120,7 @@ def test_devices_that_disagree_still_reach_the_common_optimum(weather):
 
     def distance(algorithm):
         trainer = Quadratic()
-        simulation = Simulation(
-            plan(rounds=80, bits=4.0, algorithm=algorithm), trainer, World(DEVICES, link=weather)
-        )
+        simulation = Simulation(plan(rounds=80, bits=4.0, algorithm=algorithm), trainer, World(DEVICES, link=weather))
         simulation.run()
         return float(np.linalg.norm(simulation.result().published - trainer.optimum(DEVICES)))
 

@@ -39,7 +39,7 @@ def test_a_stream_cut_anywhere_gives_the_same_frames(sizes, piece):
 def test_a_stream_that_ends_inside_a_frame_has_delivered_the_whole_ones():
     first, second = FRAME.to_bytes(), FRAME.to_bytes()
     reader = FrameReader()
-    assert reader.feed(first + second[:-1]) == [first]
+    assert list(reader.feed(first + second[:-1])) == [first]
     assert reader.pending_bytes == len(second) - 1
 
 
@@ -60,3 +60,11 @@ def test_a_header_that_would_cost_memory_is_refused_before_its_payload(field, va
 def test_bits_that_are_no_rate_are_refused(bits):
     with pytest.raises(FrameError, match="bits per coordinate"):
         read_frame(Frame(1, 0, 10, bits, b"").to_bytes())
+
+
+def test_the_frames_before_a_bad_header_are_not_lost_with_it():
+    found, reader = [], FrameReader()
+    with pytest.raises(FrameError, match="version"):
+        for frame in reader.feed(FRAME.to_bytes() + b"\x09" * 40):
+            found.append(frame)
+    assert found == [FRAME.to_bytes()]
