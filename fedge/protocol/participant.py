@@ -118,7 +118,10 @@ class Refused:
 
 @dataclass(frozen=True, slots=True)
 class RoundOver:
-    """The aggregator takes nothing more for the round (closed, unknown, not invited, or in conflict)."""
+    """The aggregator takes nothing more for the round: closed, unknown, or this device was not invited.
+
+    A conflict is a ``Failed``: the round goes on, and its receipt will say which update counted.
+    """
 
 
 @dataclass(frozen=True, slots=True)

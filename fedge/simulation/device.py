@@ -180,8 +180,10 @@ class Device:
     def _deliver(self, pending: Pending, header: UpdateHeader, sent: list[bytes], is_cut: bool) -> None:
         try:
             status = self.aggregator.upload(self.name, pending.assignment.round, header, sent)
-        except (Closed, Conflict):
+        except Closed:
             return self._answer(RoundOver())
+        except Conflict as error:
+            return self._answer(Failed(str(error)))
         return self._answer(Failed("the link was cut") if is_cut else Sent(status))
 
     def _refuse(self, action: Refuse) -> None:

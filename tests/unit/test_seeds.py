@@ -29,7 +29,7 @@ def test_derived_seeds_are_the_same_for_ever():
 
 def test_uniform_numbers_fill_the_unit_interval_evenly():
     x = uniform(3, 200_000)
-    assert 0.0 <= x.min() and x.max() < 1.0
+    assert x.min() >= 0.0 and x.max() < 1.0
     assert abs(x.mean() - 0.5) < 5 * np.sqrt(1 / 12 / x.size)
     assert abs(np.corrcoef(x[:-1], x[1:])[0, 1]) < 5 / np.sqrt(x.size)
 

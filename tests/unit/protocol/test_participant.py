@@ -63,9 +63,7 @@ def receipt(round=1, applied=(0, 1), update=UPDATE) -> Receipt:
 
 
 def status(is_complete=True, is_open=True) -> UpdateStatus:
-    return UpdateStatus(
-        run="r", round=1, update=UPDATE, segments=(), is_complete=is_complete, is_open=is_open
-    )
+    return UpdateStatus(run="r", round=1, update=UPDATE, segments=(), is_complete=is_complete, is_open=is_open)
 
 
 def after(*events, state=None, now=0.0):

@@ -1,0 +1,1 @@
+"""What runs on a device: agent, trainer process, spool, transport, command line."""

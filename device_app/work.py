@@ -1,0 +1,259 @@
+"""The work behind each action of the participant machine: do it, say what came of it. Every method may be repeated.
+
+    Poll      GET work                                                       -> WorkArrived
+    Download  check task, layout and budget; GET the anchor; spool           -> Downloaded, Refused
+    Train     anchor - dual -> trainer -> delta -> frames -> spool           -> UpdateReady, Refused
+    Send      ask what arrived, PUT the rest                                 -> Sent, StateLost
+    Settle    move the dual by what the receipt names                        -> Settled, StateLost
+    Refuse    PUT a header without frames                                    -> RoundOver
+
+Errors rise: ``agent`` makes events of them.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import hashlib
+import logging
+
+from device_app.client import Client
+from device_app.errors import Declined, RoundGone, StateLost, TrainerError, Unreachable
+from device_app.profile import Identity, describe_tasks, introduction
+from device_app.spool import Spool, StoredUpdate, update_id
+from device_app.trainer import Description, LocalRun, Trained, Trainer
+from fedge import algorithms
+from fedge.algorithms.base import Algorithm
+from fedge.budget import rate
+from fedge.downlink.snapshot import decode_snapshot, downlink
+from fedge.errors import BudgetError, FedgeError
+from fedge.layout import Layout, Vector
+from fedge.protocol import participant
+from fedge.protocol.offer import train_seed
+from fedge.protocol.participant import (
+    Downloaded,
+    Event,
+    Failed,
+    Participant,
+    Pending,
+    Refused,
+    RoundOver,
+    Sent,
+    Settled,
+    UpdateReady,
+    WorkArrived,
+)
+from fedge.update import Stream, encode_update, uplink
+from schemas.config import DeviceConfig
+from schemas.messages import Assignment, Receipt, Refusal, UpdateHeader
+from schemas.specs import AlgorithmSpec, LocalSpec
+
+log = logging.getLogger(__name__)
+
+HASTY_SECONDS = 1.0
+"""A long poll that comes back empty sooner than this was not held."""
+
+
+class Duties:
+    """Does the work of one device."""
+
+    def __init__(self, config: DeviceConfig, client: Client, spool: Spool, trainer: Trainer, credential: str) -> None:
+        self.config, self.client, self.spool, self.trainer = config, client, spool, trainer
+        self._credential = credential
+        self._options = {task.task: task.data for task in config.tasks}
+        self._identity: Identity | None = None
+        self._unsent = ""
+
+    async def introduce(self) -> Identity:
+        """Tell the aggregator what this device can train, once in the life of this process; return who it is.
+
+        Raises:
+            TrainerError: not one task of the configuration can be trained.
+        """
+        if self._identity is None:
+            tasks = await describe_tasks(self.trainer, self._options)
+            message = introduction(self.config, self._credential, tasks)
+            answer = await self.client.introduce(message)
+            self._identity = Identity(answer.device, tasks)
+            log.info("introduced", extra={"device": answer.device, "tasks": sorted(tasks)})
+        return self._identity
+
+    async def poll(self, pending: Pending | None) -> Event:
+        """Ask for work."""
+        await self.introduce()
+        loop = asyncio.get_running_loop()
+        asked_at, wait = loop.time(), self.config.wait_seconds
+        named = None if pending is None else (pending.assignment.run, pending.assignment.round)
+        work = await self.client.poll(wait, named)
+        is_empty = work.assignment is None and work.receipt is None
+        if is_empty and loop.time() - asked_at < min(HASTY_SECONDS, wait / 2):
+            return Failed("the aggregator did not hold the poll")
+        return WorkArrived(work.assignment, work.receipt)
+
+    async def download(self, assignment: Assignment) -> Event:
+        """Fetch the anchor, if this device can take part at all."""
+        me = await self.introduce()
+        refused = self._refusal(assignment, me.tasks.get(assignment.task))
+        if refused is not None:
+            return refused
+        await self._fetch(assignment, me.tasks[assignment.task].layout)
+        return Downloaded()
+
+    async def train(self, state: Participant, assignment: Assignment) -> Event:
+        """Train, encode and spool the update."""
+        me = await self.introduce()
+        refused = self._refusal(assignment, me.tasks.get(assignment.task))
+        if refused is not None:
+            return refused
+        layout = me.tasks[assignment.task].layout
+        try:
+            trained = await self._train(state, assignment, me)
+            update = await asyncio.to_thread(self._encode, assignment, me.device, layout, trained)
+        except StateLost as error:
+            return Refused(Refusal.STATE_LOST, str(error))
+        except (TrainerError, FedgeError) as error:
+            return Refused(Refusal.TRAINING_FAILED, str(error))
+        await asyncio.to_thread(self.spool.write_update, assignment, update)
+        self._unsent = update.header.update
+        return UpdateReady(update.header.update)
+
+    async def send(self, pending: Pending) -> Event:
+        """Send the segments that the aggregator lacks; all of them where none was ever sent."""
+        me = await self.introduce()
+        run, number = pending.assignment.run, pending.assignment.round
+        try:
+            stored = await asyncio.to_thread(self.spool.read_update, pending)
+        except StateLost as error:
+            log.error("update lost", extra={"run": run, "round": number, "reason": str(error)})
+            return participant.StateLost()
+        held: tuple[int, ...] = ()
+        if pending.update != self._unsent:
+            status = await self.client.update_status(run, number)
+            if status.is_complete or not status.is_open:
+                return Sent(status)
+            if status.update not in (None, pending.update):
+                return Failed(f"the aggregator holds another update of this round, {status.update}")
+            held = status.segments
+        self._unsent = ""
+        order = _uplink(pending.assignment, me.device).order(len(stored.frames))
+        missing = [stored.frames[index] for index in order if index not in held]
+        status = await self.client.upload(run, number, stored.header, missing)
+        facts = {"run": run, "round": number, "segments": len(missing), "bytes": sum(map(len, missing))}
+        log.info("update sent", extra={**facts, "is_complete": status.is_complete})
+        return Sent(status)
+
+    async def settle(self, state: Participant, pending: Pending, receipt: Receipt) -> Event:
+        """Move the dual by the segments that ``receipt`` names."""
+        me = await self.introduce()
+        mine = pending.assignment
+        try:
+            described = me.tasks.get(mine.task)
+            if described is None or described.layout.digest != mine.layout:
+                raise StateLost(f"expected a task {mine.task} of layout {mine.layout}")
+            algorithm, stream = build(mine.algorithm), _uplink(mine, me.device)
+            await asyncio.to_thread(self.spool.settle, state, pending, receipt, algorithm, described.layout, stream)
+        except StateLost as error:
+            log.error("dual lost", extra={"run": mine.run, "round": mine.round, "reason": str(error)})
+            return participant.StateLost()
+        return Settled()
+
+    async def refuse(self, assignment: Assignment, refusal: Refusal, reason: str) -> Event:
+        """Tell the aggregator to go on without this device."""
+        me = await self.introduce()
+        described = me.tasks.get(assignment.task)
+        header = UpdateHeader(
+            update=hashlib.blake2b(f"{refusal} {reason}".encode(), digest_size=16).hexdigest(),
+            num_examples=described.num_examples if described else 1,
+            refusal=refusal,
+            reason=reason,
+        )
+        await self.client.upload(assignment.run, assignment.round, header, [])
+        log.warning("round refused", extra={"round": assignment.round, "refusal": refusal, "reason": reason})
+        return RoundOver()
+
+    async def is_round_open(self, assignment: Assignment) -> bool:
+        """Whether the aggregator still takes an update of this round; if it does not say, it does."""
+        try:
+            return (await self.client.update_status(assignment.run, assignment.round)).is_open
+        except RoundGone:
+            return False
+        except (Unreachable, Declined):
+            return True
+
+    def _refusal(self, assignment: Assignment, described: Description | None) -> Refused | None:
+        """Say why this device cannot take part, from what is known before any byte of the model moves."""
+        if described is None:
+            known = ", ".join(sorted(self._options))
+            return Refused(Refusal.UNKNOWN_TASK, f"expected one of {known}, got {assignment.task}")
+        if described.layout.digest != assignment.layout:
+            expected = f"expected layout {described.layout.digest} of {assignment.task}"
+            return Refused(Refusal.LAYOUT_DIFFERS, f"{expected}, got {assignment.layout}")
+        try:
+            rate(described.layout, assignment.uplink, self.config.limits.uplink)
+            rate(described.layout, assignment.downlink, self.config.limits.downlink)
+        except BudgetError as error:
+            return Refused(Refusal.BUDGET_TOO_SMALL, str(error))
+        return None
+
+    async def _fetch(self, assignment: Assignment, layout: Layout) -> list[bytes]:
+        frames = await self.client.download(assignment.run, assignment.round, len(layout.segments))
+        await asyncio.to_thread(self.spool.write_download, assignment, frames)
+        return frames
+
+    async def _anchor(self, assignment: Assignment, me: Identity) -> Vector:
+        """Return the anchor from the spool; fetch it again where the spool lost it."""
+        layout, spec = me.tasks[assignment.task].layout, assignment.downlink
+        try:
+            frames = await asyncio.to_thread(self.spool.read_download, assignment)
+        except StateLost as error:
+            log.warning("download lost, fetched again", extra={"reason": str(error)})
+            frames = await self._fetch(assignment, layout)
+        stream = downlink(assignment.seed, assignment.round, me.device)
+        return await asyncio.to_thread(decode_snapshot, layout, frames, stream, spec.codec, spec.bits)
+
+    async def _train(self, state: Participant, assignment: Assignment, me: Identity) -> Trained:
+        algorithm = build(assignment.algorithm)
+        size = me.tasks[assignment.task].layout.size
+        dual = None
+        if algorithm.stateful:
+            run, epoch = assignment.run, assignment.dual_epoch
+            dual = await asyncio.to_thread(self.spool.dual, run, epoch, state.last_applied, size)
+        anchor = await self._anchor(assignment, me)
+        facts = {"run": assignment.run, "round": assignment.round}
+        trained = await self.trainer.train(
+            assignment.task,
+            self._options[assignment.task],
+            anchor,
+            algorithm.local_terms(dual, assignment.relative_size),
+            local_run(assignment.local),
+            train_seed(assignment.seed, assignment.round, me.device),
+            lambda epoch, loss: log.debug("epoch done", extra={**facts, "epoch": epoch, "loss": loss}),
+        )
+        log.info("trained", extra={**facts, "loss": trained.loss, "num_examples": trained.num_examples})
+        return trained
+
+    def _encode(self, assignment: Assignment, device: str, layout: Layout, trained: Trained) -> StoredUpdate:
+        spec = assignment.uplink
+        bits = rate(layout, spec, self.config.limits.uplink)
+        frames = encode_update(layout, trained.delta, _uplink(assignment, device), spec.codec, bits)
+        header = UpdateHeader(update=update_id(frames), num_examples=trained.num_examples, loss=trained.loss)
+        return StoredUpdate(header, tuple(frames))
+
+
+def build(spec: AlgorithmSpec) -> Algorithm:
+    """Return the algorithm of ``spec``."""
+    return algorithms.build(**spec.model_dump())
+
+
+def local_run(spec: LocalSpec) -> LocalRun:
+    """Return ``spec``, whose learning rate is the round's, as the trainer takes it."""
+    return LocalRun(
+        epochs=spec.epochs,
+        batch_size=spec.batch_size,
+        learning_rate=spec.learning_rate,
+        weight_decay=spec.weight_decay,
+        clip_norm=spec.clip_norm or None,
+    )
+
+
+def _uplink(assignment: Assignment, device: str) -> Stream:
+    return uplink(assignment.seed, assignment.round, device)
