@@ -1,0 +1,102 @@
+"""Vectors on disk: the state of a run after a round, as one safetensors file.
+
+    runs/<run>/round-<n>.state     params, published float32 [d]; h float64 [d] where the algorithm keeps one
+    runs/<run>/round-<n>.journal   ``server_app.journal``
+
+A file is written beside its name, synced, renamed, and the directory synced: it is whole or it is not there. Functions
+wait for the disk: call them off the event loop.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+from pathlib import Path
+
+import numpy as np
+from safetensors.numpy import load, save
+
+from fedge.algorithms import ServerState
+from fedge.errors import LayoutError
+from fedge.layout import Layout
+
+_NUMBERED = re.compile(r"round-(\d+)\.(state|journal)")
+
+
+class RunFiles:
+    """Where the files of one run lie."""
+
+    def __init__(self, state_dir: Path, run: str) -> None:
+        self.directory = state_dir / "runs" / run
+
+    def create(self) -> None:
+        """Make the run's directory, durably."""
+        self.directory.mkdir(parents=True, exist_ok=True)
+        sync_directory(self.directory.parent)
+        sync_directory(self.directory.parent.parent)
+
+    def state(self, number: int) -> Path:
+        """Return the path of the state after round ``number``; 0 is the initial one."""
+        return self.directory / f"round-{number}.state"
+
+    def journal(self, number: int) -> Path:
+        """Return the path of the journal of round ``number``."""
+        return self.directory / f"round-{number}.journal"
+
+    def prune(self, keep: set[int]) -> None:
+        """Delete the states of all rounds but ``keep``, every journal, and what a crash left half-written."""
+        for path in self.directory.iterdir():
+            found = _NUMBERED.fullmatch(path.name)
+            is_kept = found is not None and found[2] == "state" and int(found[1]) in keep
+            if path.suffix == ".tmp" or (found is not None and not is_kept):
+                path.unlink(missing_ok=True)
+
+
+def write_durably(path: Path, data: bytes) -> None:
+    """Replace the file at ``path`` by ``data``, whole or not at all."""
+    beside = path.with_name(path.name + ".tmp")
+    with beside.open("wb") as file:
+        file.write(data)
+        file.flush()
+        os.fsync(file.fileno())
+    beside.replace(path)
+    sync_directory(path.parent)
+
+
+def sync_directory(path: Path) -> None:
+    """Make the names in a directory durable."""
+    descriptor = os.open(path, os.O_RDONLY | os.O_DIRECTORY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def save_state(path: Path, state: ServerState) -> None:
+    """Write ``state``, durably."""
+    tensors = {"params": np.ascontiguousarray(state.params)}
+    if state.published is not state.params:
+        tensors["published"] = np.ascontiguousarray(state.published)
+    if state.h is not None:
+        tensors["h"] = np.ascontiguousarray(state.h)
+    write_durably(path, save(tensors))
+
+
+def load_state(path: Path) -> ServerState:
+    """Read what ``save_state`` wrote."""
+    tensors = load(path.read_bytes())
+    params = tensors["params"]
+    return ServerState(params, tensors.get("published", params), tensors.get("h"))
+
+
+def export_model(path: Path, layout: Layout) -> bytes:
+    """Return the published model in the state at ``path`` as a safetensors file of the layout's tensors.
+
+    Raises:
+        LayoutError: the state is not of this layout.
+    """
+    published = load_state(path).published
+    if published.dtype != np.float32:
+        raise LayoutError(f"expected a float32 model, got {published.dtype}")
+    tensors = layout.unpack(published)
+    return bytes(save({name: np.ascontiguousarray(array) for name, array in tensors.items()}))

@@ -1,0 +1,189 @@
+"""The open round in memory: what was asked, what arrived, and the running sums.
+
+Everything but the coordinator's state can be had again from the journal, record by record in the file's order: the
+ledger, the refusals, and sums of the same bits.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from fedge.aggregation import SegmentSums
+from fedge.algorithms import Algorithm
+from fedge.frames import Frame, read_frame
+from fedge.layout import Layout, Vector
+from fedge.protocol.coordinator import DeviceGone, Event, Round, UpdateReceived
+from fedge.protocol.ledger import Ledger
+from fedge.protocol.offer import certify
+from fedge.update import Stream, decode_frame, uplink
+from schemas.ids import DeviceId, RunId
+from schemas.messages import Assignment, Receipt, Refusal, UpdateHeader, UpdateStatus
+from schemas.packing import pack, unpack
+from schemas.status import RoundStatus, Traffic
+from server_app.body import Body
+from server_app.errors import Refused
+from server_app.journal import Entry, GroupCommit, Journal, Kind, Record
+from server_app.traffic import Account
+
+
+@dataclass(slots=True)
+class Book:
+    """One round that takes updates. ``report`` hands events to the coordinator."""
+
+    run: RunId
+    round: Round
+    opened_at: float
+    layout: Layout
+    algorithm: Algorithm
+    assignments: Mapping[DeviceId, Assignment]
+    ledger: Ledger
+    sums: SegmentSums
+    refusals: dict[DeviceId, UpdateHeader] = field(default_factory=dict)
+    fetched: set[DeviceId] = field(default_factory=set)
+    uploads: dict[DeviceId, Body] = field(default_factory=dict)
+    turns: dict[DeviceId, asyncio.Lock] = field(default_factory=dict)
+    frame_bytes: Account = field(default_factory=Account)
+    float32_bytes: Account = field(default_factory=Account)
+    commit: GroupCommit | None = None
+    report: Callable[[Event], None] = lambda event: None
+
+    def assignment(self, device: DeviceId) -> Assignment:
+        """Return what ``device`` was asked.
+
+        Raises:
+            Refused: 403, it was not invited.
+        """
+        found = self.assignments.get(device)
+        if found is None:
+            raise Refused(403, "not_invited", f"{device} was not invited to round {self.round.number} of {self.run}")
+        return found
+
+    def wants(self, device: DeviceId) -> bool:
+        """Whether ``device`` was invited and still owes something in this round."""
+        invited = self.round.is_open and device in self.assignments
+        return invited and device not in self.refusals and not self.ledger.is_complete(device)
+
+    def stream(self, device: DeviceId) -> Stream:
+        """Return what the seeds of the device's frames derive from."""
+        return uplink(self.assignments[device].seed, self.round.number, device)
+
+    def header_entry(self, device: DeviceId, header: UpdateHeader) -> Entry:
+        """Return the header of a device's update as an entry of the journal."""
+        record = Record(Kind.HEADER, device, pack(header))
+        return Entry(record, _nothing, lambda: self.ledger.take_header(device, header))
+
+    def refusal_entry(self, device: DeviceId, header: UpdateHeader) -> Entry:
+        """Return a device's refusal as an entry of the journal."""
+        return Entry(Record(Kind.REFUSAL, device, pack(header)), _nothing, lambda: self._take_refusal(device, header))
+
+    def frame_entry(self, device: DeviceId, header: UpdateHeader, data: bytes, frame: Frame, x: Vector) -> Entry:
+        """Return one checked and decoded frame as an entry of the journal; ``header`` is the accepted one."""
+        weight = self.algorithm.weight(header.num_examples)
+        return Entry(
+            Record(Kind.FRAME, device, data),
+            lambda: self.sums.add(frame.segment, x, weight),
+            lambda: self._take_frame(device, data, frame),
+        )
+
+    def replay(self, record: Record) -> None:
+        """Take a record of the journal again."""
+        device = DeviceId(record.device)
+        if record.kind is Kind.HEADER:
+            self.ledger.take_header(device, unpack(UpdateHeader, record.body))
+        elif record.kind is Kind.REFUSAL:
+            self.refusals[device] = unpack(UpdateHeader, record.body)
+        else:
+            frame = read_frame(record.body)
+            header = self.ledger.deliveries[device].header
+            entry = self.frame_entry(device, header, record.body, frame, decode_frame(frame, self.stream(device)))
+            entry.fold()
+            entry.take()
+
+    def updates(self) -> dict[str, str]:
+        """Return the complete updates, by device in the order of their first frame."""
+        deliveries = self.ledger.deliveries
+        return {name: d.header.update for name, d in deliveries.items() if self.ledger.is_complete(name)}
+
+    def is_dual_lost(self) -> bool:
+        """Whether a device said that its dual no longer fits the server's h."""
+        return any(header.refusal is Refusal.STATE_LOST for header in self.refusals.values())
+
+    def mean_loss(self) -> float | None:
+        """Return the mean local loss of the complete updates that stated one."""
+        headers = [self.ledger.deliveries[device].header for device in self.updates()]
+        losses = [header.loss for header in headers if header.loss is not None]
+        return sum(losses) / len(losses) if losses else None
+
+    def receipts(self) -> dict[DeviceId, Receipt]:
+        """Return what every invited device is told for ever, once the round is over."""
+        return {device: certify(self.run, self.round, self.ledger, device) for device in self.assignments}
+
+    def status(self, device: DeviceId) -> UpdateStatus:
+        """Return which segments of the device's update are durable."""
+        delivery = self.ledger.deliveries.get(device)
+        return UpdateStatus(
+            run=self.run,
+            round=self.round.number,
+            update=delivery.header.update if delivery else None,
+            segments=self.ledger.segments(device),
+            is_complete=self.ledger.is_complete(device),
+            is_open=self.round.is_open,
+        )
+
+    def round_status(self, traffic: Traffic, closed_at: float | None = None) -> RoundStatus:
+        """Return what people see of the round."""
+        complete = self.updates()
+        sent = [DeviceId(name) for name in self.ledger.deliveries if self.ledger.segments(name)]
+        return RoundStatus(
+            round=self.round.number,
+            phase=self.round.phase,
+            cohort=tuple(self.assignments),
+            updates=tuple(DeviceId(name) for name in complete),
+            partial=tuple(name for name in sent if name not in complete),
+            gone=tuple(DeviceId(name) for name in self.round.gone),
+            reason=self.round.reason,
+            opened_at=self.opened_at,
+            closed_at=closed_at,
+            loss=self.mean_loss(),
+            traffic=traffic,
+            frame_bytes=self.frame_bytes.snapshot(),
+            float32_bytes=self.float32_bytes.snapshot(),
+        )
+
+    def _take_frame(self, device: DeviceId, data: bytes, frame: Frame) -> None:
+        self.ledger.take_frame(device, frame.segment, int.from_bytes(data[16:20], "little"))
+        self.frame_bytes.up += len(data)
+        self.float32_bytes.up += 4 * frame.count
+        if self.ledger.is_complete(device):
+            self.report(UpdateReceived(device, self.ledger.deliveries[device].header.update))
+
+    def _take_refusal(self, device: DeviceId, header: UpdateHeader) -> None:
+        self.refusals[device] = header
+        self.report(DeviceGone(device, _why(header)))
+
+
+def open_book(book: Book, path: Path) -> GroupCommit:
+    """Open the round's journal, take again what it holds, and return what further records go through.
+
+    Waits for the disk: call it off the event loop.
+    """
+    report, book.report = book.report, lambda event: None
+    journal = Journal.open(path, book.replay)
+    book.report = report
+    return GroupCommit(journal)
+
+
+def gone_of(book: Book) -> dict[str, str]:
+    """Return which devices refused, and why, after a replay."""
+    return {device: _why(header) for device, header in book.refusals.items()}
+
+
+def _why(header: UpdateHeader) -> str:
+    return f"{header.refusal}: {header.reason}" if header.reason else str(header.refusal)
+
+
+def _nothing() -> None:
+    """A header moves no sum."""

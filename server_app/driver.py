@@ -1,0 +1,396 @@
+"""One run, from its first parameters to its last metrics: the shell around ``fedge.protocol.coordinator``.
+
+    initial state -> [ wait for devices -> open -> collect -> close | abandon ]* -> evaluated -> over
+
+Closing a round writes, in this order, so that a crash anywhere in between is safe to repeat:
+
+    journal sealed and folded -> state file -> one transaction (round, receipts, members, run) -> old files deleted
+
+Until the transaction the round is open and its journal decides; after it the round is over and its receipts decide.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+
+import numpy as np
+
+from fedge.aggregation import SegmentSums
+from fedge.algorithms import ServerState, build
+from fedge.errors import FedgeError
+from fedge.layout import Layout
+from fedge.protocol import coordinator
+from fedge.protocol import run as runs
+from fedge.protocol.coordinator import (
+    Abandon,
+    Action,
+    Aggregate,
+    Aggregated,
+    Cancelled,
+    CohortChosen,
+    DeviceGone,
+    Event,
+    Invite,
+    Reject,
+    Round,
+    Tick,
+    WakeAt,
+)
+from fedge.protocol.ledger import Ledger
+from fedge.protocol.offer import assign, quota_of
+from fedge.selection import choose_cohort
+from schemas.ids import DeviceId
+from schemas.messages import Assignment, Outcome, Receipt
+from schemas.status import RoundPhase, RoundStatus, RunPhase, Traffic
+from server_app import planning
+from server_app.blobs import RunFiles, load_state, save_state
+from server_app.book import Book, gone_of, open_book
+from server_app.devices import Device
+from server_app.errors import RunFailed, Stopped, WorkerError
+from server_app.evaluation import Evaluations, RunRecord
+from server_app.house import House
+from server_app.rows import Member, Participation, RunRow, add_round, plus
+
+log = logging.getLogger(__name__)
+
+NEVER = float("inf")
+
+
+class Driver:
+    """Drives one run. Handlers read ``run``, ``state``, ``book``, ``members`` and ``waiting_for``."""
+
+    def __init__(self, house: House, row: RunRow) -> None:
+        self.house = house
+        self.record = RunRecord(row)
+        self.evaluations = Evaluations(house, self.record)
+        self.algorithm = build(**row.plan.algorithm.model_dump())
+        self.files = RunFiles(house.state_dir, row.run)
+        self.book: Book | None = None
+        self.state: ServerState | None = None
+        self.members: dict[DeviceId, Member] = {}
+        self.waiting_for = ""
+        self._inbox: asyncio.Queue[Event] = asyncio.Queue()
+        self._committing: asyncio.Task[None] | None = None
+        self._wake_at = NEVER
+        self._owed: list[runs.Action] = []
+        self._sleepers: set[DeviceId] = set()
+        self._eligibility = planning.Eligibility(row.plan)
+        self._stop_reason: str | None = None
+        self._mark = house.traffic.total.snapshot()
+
+    @property
+    def run(self) -> RunRow:
+        """The run as it is written down."""
+        return self.record.row
+
+    def stop(self, reason: str) -> None:
+        """End the run as soon as no round is half closed."""
+        self._stop_reason = reason
+        self._inbox.put_nowait(Cancelled(reason))
+        self.house.devices.arrived.set()
+
+    async def resume(self) -> None:
+        """Read a run that was under way back, its open round with it. Until then no device may be answered."""
+        run = self.run
+        if run.layout is None:
+            return
+        self.state = await asyncio.to_thread(load_state, self.files.state(run.state_round))
+        self.members = await self.house.store.members(run.run)
+        self._owed = runs.resume(run.progress)
+        await self._reopen(run.layout, run.progress.round)
+        log.info("run resumed", extra={"run": run.run, "round": run.progress.round})
+
+    async def drive(self) -> None:
+        """Bring the run to its end, whatever that is, and write it down."""
+        try:
+            layout = self.run.layout or await self._begin()
+            while not self.run.progress.is_over:
+                await self._next_action(layout)
+        except Stopped as stopped:
+            self._step(runs.Stopped(str(stopped)))
+        except (RunFailed, WorkerError, FedgeError) as error:
+            self._step(runs.Broken(str(error)))
+        await self._end()
+
+    async def settle(self) -> None:
+        """Before the aggregator ends: take no more frames, and wait until those that came are durable."""
+        if self.book is not None:
+            await self._seal(self.book)
+
+    def traffic(self) -> Traffic:
+        """Return the bytes of all devices since this run began or its last round was over."""
+        total = self.house.traffic.total
+        return Traffic(up=total.up - self._mark.up, down=total.down - self._mark.down)
+
+    def round_status(self) -> RoundStatus | None:
+        """Return the round under way; None before the first and after the last."""
+        if self.book is not None:
+            return self.book.round_status(self.traffic())
+        if self.run.phase is RunPhase.RUNNING and not self.run.progress.has_all_rounds:
+            return RoundStatus(round=self.run.progress.round, phase=RoundPhase.SELECTING, traffic=self.traffic())
+        return None
+
+    async def _begin(self) -> Layout:
+        """Make the state the first round starts from."""
+        run = self.run
+        self.waiting_for = "the initial model"
+        layout, params = await self.house.worker.initial(run.plan.task, run.plan.seed)
+        self._check_stopped()
+        self.state = self.algorithm.initial(params)
+        await asyncio.to_thread(self.files.create)
+        await asyncio.to_thread(save_state, self.files.state(0), self.state)
+        progress, self._owed = runs.step(run.progress, runs.Opened())
+        await self._save(replace(run, layout=layout, progress=progress))
+        log.info("run started", extra={"run": run.run, "size": layout.size, "segments": len(layout.segments)})
+        return layout
+
+    async def _next_action(self, layout: Layout) -> None:
+        """Do the one thing the run's machine asked for last."""
+        owed, self._owed = self._owed, []
+        for action in owed:
+            match action:
+                case runs.OpenRound(number):
+                    await self._collect(self.book or await self._open(layout, number))
+                    self._check_stopped()
+                case runs.EvaluateModel():
+                    failure = await self._last_metrics()
+                    self._step(runs.Evaluated())
+                    self.record.row = replace(self.run, progress=replace(self.run.progress, reason=failure))
+
+    def _step(self, event: runs.Event) -> None:
+        progress, self._owed = runs.step(self.run.progress, event)
+        self.record.row = replace(self.run, progress=progress)
+
+    def _check_stopped(self) -> None:
+        if self._stop_reason is not None:
+            raise Stopped(self._stop_reason)
+
+    # Opening
+
+    async def _open(self, layout: Layout, number: int) -> Book:
+        """Wait until enough devices are available, choose a cohort, and write the round down."""
+        eligible, available = await self._enough_devices(layout)
+        run, fresh = planning.join(self.run, eligible, self.members)
+        members = self.members | {member.device: member for member in fresh}
+        cohort = choose_cohort(run.plan.seed, number, (d.id for d in available), run.plan.cohort.devices)
+        round, _ = coordinator.step(Round(number, quota_of(run.plan)), CohortChosen(cohort), self.house.clock())
+        asked = {}
+        for device in (self.house.devices.by_id[DeviceId(name)] for name in cohort):
+            standing = planning.standing(run, members[device.id], device, self.algorithm.stateful)
+            offer = assign(run.plan, run.run, round, device.id, layout, standing, run.dual_epoch, round.opened_at)
+            asked[device.id] = offer
+        book = await self._start_book(layout, round, asked, self.house.wall_clock())
+        parts = [Participation(name, one) for name, one in asked.items()]
+        async with self.record.writing:
+            run = replace(run, metrics=self.run.metrics)
+            await self.house.store.open_round(run, book.round_status(self.traffic()), fresh, parts)
+            self.record.row, self.members = run, members
+        self._set_book(book)
+        return book
+
+    async def _enough_devices(self, layout: Layout) -> tuple[list[Device], list[Device]]:
+        devices, plan = self.house.devices, self.run.plan
+        while True:
+            self._check_stopped()
+            devices.arrived.clear()
+            eligible = [d for d in devices.by_id.values() if self._eligibility.allows(layout, d)]
+            available = [d for d in eligible if devices.is_available(d)]
+            if len(available) >= plan.cohort.updates.min:
+                self.waiting_for = ""
+                return eligible, available
+            self.waiting_for = f"{len(available)} of {plan.cohort.updates.min} devices online"
+            self._wake_sleepers()
+            self.house.changes.notify()
+            await devices.arrived.wait()
+
+    async def _reopen(self, layout: Layout, number: int) -> None:
+        """Take up the round that was open when the aggregator ended, if one was; its time starts again."""
+        run = self.run
+        status = await self.house.store.round(run.run, number)
+        if status is None or run.progress.has_all_rounds:
+            return
+        asked = await self.house.store.assignments(run.run, number)
+        round = Round(number, quota_of(run.plan), RoundPhase.COLLECTING, self.house.clock(), status.cohort)
+        book = await self._start_book(layout, round, asked, status.opened_at or self.house.wall_clock())
+        book.round = replace(book.round, updates=book.updates(), gone=gone_of(book))
+        book.fetched.update(asked)  # who had fetched its assignment was not written down: nobody counts as absent
+        log.info("round resumed", extra={"run": run.run, "round": number, "updates": len(book.updates())})
+        self._set_book(book)
+        self._inbox.put_nowait(Tick())
+
+    async def _start_book(
+        self, layout: Layout, round: Round, asked: Mapping[DeviceId, Assignment], opened_at: float
+    ) -> Book:
+        ledger, sums = Ledger(len(layout.segments)), SegmentSums(layout)
+        book = Book(self.run.run, round, opened_at, layout, self.algorithm, asked, ledger, sums)
+        book.report = self._inbox.put_nowait
+        book.commit = await asyncio.to_thread(open_book, book, self.files.journal(round.number))
+        return book
+
+    def _set_book(self, book: Book) -> None:
+        if book.commit is not None:
+            self._committing = self.house.spawn(book.commit.run())
+        self.book = book
+
+    # Collecting
+
+    async def _collect(self, book: Book) -> None:
+        """Feed the coordinator until the round is over."""
+        self._wake_at = NEVER
+        await self._perform(book, coordinator.resume(book.round))
+        absent_at = self.house.clock() + self.house.offline_seconds
+        while not book.round.is_over:
+            event = await self._next_event(min(self._wake_at, absent_at))
+            if self.house.clock() >= absent_at:
+                absent_at = NEVER
+                self._report_absent(book)
+            await self._apply(book, event)
+
+    async def _next_event(self, at: float) -> Event:
+        try:
+            async with asyncio.timeout_at(None if at == NEVER else at):
+                return await self._inbox.get()
+        except TimeoutError:
+            return Tick()
+
+    def _report_absent(self, book: Book) -> None:
+        """Count as lost, for now, who was invited and is not there to hear of it."""
+        for device in book.assignments:
+            if device not in book.fetched and not self.house.devices.is_online(self.house.devices.by_id[device]):
+                self._inbox.put_nowait(DeviceGone(device, "offline"))
+
+    async def _apply(self, book: Book, event: Event) -> None:
+        before = book.round
+        book.round, actions = coordinator.step(before, event, self.house.clock())
+        if book.round != before:
+            facts = {"run": book.run, "round": before.number, "event": type(event).__name__}
+            log.info("round moved", extra={**facts, "phase": str(book.round.phase)})
+        await self._perform(book, actions)
+        self.house.changes.notify()
+
+    async def _perform(self, book: Book, actions: Sequence[Action]) -> None:
+        """Do what the coordinator asked for. The answer to an upload acknowledges it; nothing else is owed for one."""
+        for action in actions:
+            match action:
+                case Invite(devices):
+                    self._sleepers.update(DeviceId(name) for name in devices)
+                    self._wake_sleepers()
+                case WakeAt(at):
+                    self._wake_at = at
+                case Aggregate():
+                    await self._close(book)
+                case Abandon(reason):
+                    await self._abandon(book, reason)
+                case Reject(device, reason):
+                    log.info("update not taken", extra={"device": device, "why": reason})
+
+    def _wake_sleepers(self) -> None:
+        sleepers, self._sleepers = self._sleepers, set()
+        for device in sleepers:
+            self.house.devices.wake(device)
+
+    # Closing
+
+    async def _close(self, book: Book) -> None:
+        await self._seal(book)
+        state = await asyncio.to_thread(self._next_state, book)
+        book.round, _ = coordinator.step(book.round, Aggregated(), self.house.clock())
+        epoch = self.run.dual_epoch + book.is_dual_lost()
+        run = replace(self.run, state_round=book.round.number, dual_epoch=epoch)
+        await self._finish_round(book, run, state, runs.RoundClosed())
+        closed, plan = self.run.progress.rounds_closed, self.run.plan
+        if closed % plan.evaluate_every == 0 or closed == plan.rounds:
+            await self.evaluations.begin(book.round.number, np.asarray(state.published, np.float32))
+
+    async def _abandon(self, book: Book, reason: str) -> None:
+        await self._seal(book)
+        log.info("round abandoned", extra={"run": book.run, "round": book.round.number, "why": reason})
+        run, state = self.run, self.state
+        if state is not None and book.is_dual_lost():
+            state = _without_duals(state)
+            run = replace(run, state_round=book.round.number, dual_epoch=run.dual_epoch + 1)
+        await self._finish_round(book, run, state, runs.RoundAbandoned(reason))
+
+    async def _seal(self, book: Book) -> None:
+        """Take no more frames and wait for those under way."""
+        if book.commit is not None and self._committing is not None:
+            book.commit.seal()
+            await asyncio.wait([self._committing])
+
+    def _next_state(self, book: Book) -> ServerState:
+        if self.state is None:
+            raise RunFailed("expected a state before the first round")
+        state = self.algorithm.server_step(self.state, book.sums, len(self.members))
+        if not (np.isfinite(state.params).all() and np.isfinite(state.published).all()):
+            raise RunFailed(f"the model diverged: round {book.round.number} left numbers that are not finite")
+        return _without_duals(state) if book.is_dual_lost() else state
+
+    async def _finish_round(self, book: Book, run: RunRow, state: ServerState | None, event: runs.Event) -> None:
+        number, epoch, receipts = book.round.number, self.run.dual_epoch, book.receipts()
+        if state is not None and state is not self.state:
+            await asyncio.to_thread(save_state, self.files.state(number), state)
+        applied = [device for device, receipt in receipts.items() if receipt.applied]
+        moved = [replace(self.members[d], dual_epoch=epoch, last_applied=number) for d in applied]
+        previous, status = self.run.state_round, book.round_status(self.traffic(), self.house.wall_clock())
+        self._mark = plus(self._mark, status.traffic)
+        progress, self._owed = runs.step(run.progress, event)
+        async with self.record.writing:
+            totals = add_round(run.totals, status)
+            run = replace(run, progress=progress, metrics=self.run.metrics, totals=totals)
+            await self.house.store.end_round(run, status, receipts, moved)
+            self.record.row, self.state = run, state
+        self.members |= {member.device: member for member in moved}
+        self.book = None
+        self._note_devices(receipts)
+        await self.house.store.save_devices(self.house.devices.take_changed())
+        await asyncio.to_thread(self.files.prune, {run.state_round, previous})
+
+    def _note_devices(self, receipts: Mapping[DeviceId, Receipt]) -> None:
+        for name, receipt in receipts.items():
+            device = self.house.devices.by_id[name]
+            device.updates_applied += receipt.outcome in (Outcome.APPLIED, Outcome.PARTIAL)
+            device.is_busy = False if receipt.outcome is Outcome.APPLIED else device.is_busy
+            self._sleepers.add(name)
+
+    # The end
+
+    async def _last_metrics(self) -> str:
+        """Wait for the last round's metrics, or ask for them again after a restart; return what went wrong."""
+        self.waiting_for = "the evaluation of the last round"
+        self._wake_sleepers()
+        status = await self.house.store.round(self.run.run, self.run.state_round)
+        is_missing = status is not None and not status.metrics
+        if self.evaluations.is_idle and is_missing and not self.evaluations.failure and self.state is not None:
+            await self.evaluations.begin(self.run.state_round, np.asarray(self.state.published, np.float32))
+        await self.evaluations.wait()
+        return self.evaluations.failure
+
+    async def _end(self) -> None:
+        await self.evaluations.wait()
+        reason = self.run.progress.reason
+        if self.book is not None:
+            self.book.round = replace(self.book.round, phase=RoundPhase.ABANDONED, reason=reason)
+            await self._abandon(self.book, reason)
+        self.waiting_for = ""
+        last = self.traffic()
+        self._mark = plus(self._mark, last)
+        totals = self.run.totals.model_copy(update={"traffic": plus(self.run.totals.traffic, last)})
+        await self._save(replace(self.run, ended_at=self.house.wall_clock(), totals=totals))
+        await self.house.store.save_devices(self.house.devices.take_changed())
+        progress = self.run.progress
+        log.info("run over", extra={"run": self.run.run, "phase": str(progress.phase), "why": progress.reason})
+        self._wake_sleepers()
+
+    async def _save(self, run: RunRow) -> None:
+        async with self.record.writing:
+            await self.house.store.save_run(run)
+            self.record.row = run
+        self.house.changes.notify()
+
+
+def _without_duals(state: ServerState) -> ServerState:
+    """Zero h: every device will start its dual at zero in the next epoch, and 0 = 0 keeps the invariant."""
+    return state if state.h is None else replace(state, h=np.zeros_like(state.h))

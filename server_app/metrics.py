@@ -1,0 +1,39 @@
+"""``GET /metrics``: a few counters as Prometheus text."""
+
+from __future__ import annotations
+
+from aiohttp import web
+from prometheus_client import CollectorRegistry, Gauge, generate_latest
+from prometheus_client.core import CounterMetricFamily
+from prometheus_client.registry import Collector
+
+from schemas.status import Role, ServerStatus
+from server_app.handlers_people import allow, server_status
+
+
+class Traffic(Collector):
+    """What only ever grows."""
+
+    def __init__(self, status: ServerStatus) -> None:
+        self._status = status
+
+    def collect(self) -> list[CounterMetricFamily]:
+        """Return bytes by direction and refusals by reason."""
+        carried = CounterMetricFamily("fedge_device_bytes", "Bytes on device sockets", labels=["direction"])
+        carried.add_metric(["up"], self._status.traffic.up)
+        carried.add_metric(["down"], self._status.traffic.down)
+        refused = CounterMetricFamily("fedge_requests_refused", "Requests refused", labels=["reason"])
+        for reason, count in self._status.rejected.items():
+            refused.add_metric([reason], count)
+        return [carried, refused]
+
+
+async def show(request: web.Request) -> web.Response:
+    """Counters for Prometheus."""
+    status = await server_status(allow(request, Role.VIEWER))
+    registry = CollectorRegistry()
+    registry.register(Traffic(status))
+    Gauge("fedge_devices", "Enrolled devices", registry=registry).set(status.devices)
+    Gauge("fedge_devices_online", "Devices online", registry=registry).set(status.devices_online)
+    Gauge("fedge_runs", "Runs", registry=registry).set(status.runs)
+    return web.Response(body=generate_latest(registry), headers={"Content-Type": "text/plain; version=0.0.4"})

@@ -1,0 +1,67 @@
+"""What a round asks of whom: pure functions of the plan, the devices' profiles and what is on record.
+
+    w_k = n_k / n̄      n̄: mean examples of the devices eligible when the run's first round opened, fixed from then on
+
+A device's w_k is fixed when it joins, whatever its data does later: FedDyn's duals are in units of it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from dataclasses import replace
+from statistics import fmean
+
+from fedge.budget import rate
+from fedge.errors import BudgetError
+from fedge.layout import Layout
+from fedge.protocol.offer import Standing
+from schemas.ids import DeviceId
+from schemas.messages import Enroll
+from schemas.plan import Plan
+from server_app.devices import Device
+from server_app.rows import Member, RunRow
+
+
+def obstacle(plan: Plan, layout: Layout, device: Device) -> str | None:
+    """Return what keeps ``device`` out of the run; None where nothing does."""
+    offer = device.profile.tasks.get(plan.task)
+    if offer is None:
+        return f"does not train {plan.task}"
+    if offer.layout != layout.digest:
+        return f"expected a model of layout {layout.digest}, this device builds {offer.layout}"
+    try:
+        rate(layout, plan.uplink, device.profile.limits.uplink)
+        rate(layout, plan.downlink, device.profile.limits.downlink)
+    except BudgetError as error:
+        return str(error)
+    return None
+
+
+class Eligibility:
+    """Whether a device may take part; worked out once for each profile, since whoever arrives makes us ask."""
+
+    def __init__(self, plan: Plan) -> None:
+        self._plan = plan
+        self._known: dict[DeviceId, tuple[Enroll, bool]] = {}
+
+    def allows(self, layout: Layout, device: Device) -> bool:
+        """Whether nothing keeps ``device`` out. A profile that was refreshed is looked at again."""
+        known = self._known.get(device.id)
+        if known is None or known[0] is not device.profile:
+            known = (device.profile, obstacle(self._plan, layout, device) is None)
+            self._known[device.id] = known
+        return known[1]
+
+
+def join(run: RunRow, eligible: Iterable[Device], known: Mapping[DeviceId, Member]) -> tuple[RunRow, list[Member]]:
+    """Return the run with n̄ fixed, and the eligible devices that are new in it."""
+    sizes = {device.id: device.profile.tasks[run.plan.task].num_examples for device in eligible}
+    mean = run.mean_examples or (fmean(sizes.values()) if sizes else 0.0)
+    fresh = [Member(name, size, size / mean) for name, size in sizes.items() if name not in known]
+    return replace(run, mean_examples=mean), fresh
+
+
+def standing(run: RunRow, member: Member, device: Device, is_stateful: bool) -> Standing:
+    """Return what is on record of ``device``. Where the algorithm keeps no dual, no round needs to be remembered."""
+    counts = is_stateful and member.dual_epoch == run.dual_epoch
+    return Standing(member.relative_size, member.last_applied if counts else 0, device.profile.limits)

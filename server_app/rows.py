@@ -1,0 +1,90 @@
+"""What the database holds, as values: one frozen dataclass for each kind of row."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+from fedge.layout import Layout
+from fedge.protocol.run import Run
+from schemas.base import Model
+from schemas.ids import DeviceId, RunId
+from schemas.messages import Assignment, Outcome, Receipt
+from schemas.plan import Plan
+from schemas.status import RoundStatus, RunPhase, Traffic
+
+
+class Totals(Model):
+    """Bytes of a run over all its rounds that are over."""
+
+    traffic: Traffic = Traffic()
+    frame_bytes: Traffic = Traffic()
+    float32_bytes: Traffic = Traffic()
+
+
+@dataclass(frozen=True, slots=True)
+class RunRow:
+    """One run. ``progress`` is its machine's state, ``state_round`` the round whose state file is in force."""
+
+    run: RunId
+    plan: Plan
+    created_at: float
+    progress: Run
+    ended_at: float | None = None
+    layout: Layout | None = None
+    state_round: int = 0
+    dual_epoch: int = 0
+    mean_examples: float = 0.0
+    metrics: Mapping[str, float] = field(default_factory=dict)
+    totals: Totals = field(default_factory=Totals)
+
+    @property
+    def phase(self) -> RunPhase:
+        """Where the run is in its life."""
+        return self.progress.phase
+
+
+@dataclass(frozen=True, slots=True)
+class Member:
+    """A device in a run. ``last_applied`` is a round of ``dual_epoch``; 0: none."""
+
+    device: DeviceId
+    num_examples: int
+    relative_size: float
+    dual_epoch: int = 0
+    last_applied: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class Participation:
+    """A device in a round: what it was asked, and what became of it once the round was over."""
+
+    device: DeviceId
+    assignment: Assignment
+    receipt: Receipt | None = None
+
+
+def receipt_of(row: Mapping[str, Any]) -> Receipt:
+    """Return the receipt in a participation's row whose round is over."""
+    return Receipt(
+        run=row["run"],
+        round=row["round"],
+        update=row["update"],
+        outcome=Outcome(row["outcome"]),
+        applied=tuple(row["applied"]),
+    )
+
+
+def plus(a: Traffic, b: Traffic) -> Traffic:
+    """Return the sum of two."""
+    return Traffic(up=a.up + b.up, down=a.down + b.down)
+
+
+def add_round(totals: Totals, status: RoundStatus) -> Totals:
+    """Return ``totals`` with a round that is over."""
+    return Totals(
+        traffic=plus(totals.traffic, status.traffic),
+        frame_bytes=plus(totals.frame_bytes, status.frame_bytes),
+        float32_bytes=plus(totals.float32_bytes, status.float32_bytes),
+    )

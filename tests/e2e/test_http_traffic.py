@@ -1,0 +1,82 @@
+"""Bytes are counted at the socket: what the aggregator shows is what a counting proxy saw."""
+
+from __future__ import annotations
+
+import asyncio
+from pathlib import Path
+
+from aiohttp import ClientError
+
+from fedge.layout import Kind, Layout, TensorSpec
+from tests.support.http import ReadyWorker, invited, serving, take_part, until
+from tests.support.proxy import proxying
+
+
+async def test_traffic_equals_what_a_counting_proxy_saw_to_the_byte(tmp_path: Path) -> None:
+    async with serving(tmp_path) as server, proxying(server.service.port) as proxy:
+        async with server.devices("a", "b", url=proxy.url) as devices:
+            run = await server.start(rounds=3)
+            await take_part(devices, 3)
+            await server.until_over(run)
+            await devices[0].send("GET", f"/v1/receipts?run={run}")
+        traffic = server.service.context.house.traffic
+        await until(lambda: traffic.live_connections <= 1)  # the operator's
+        _, status = await server.ask("GET", "/v1/status")
+        _, listed = await server.ask("GET", "/v1/devices")
+        _, rounds = await server.ask("GET", f"/v1/runs/{run}/rounds")
+        _, shown = await server.ask("GET", f"/v1/runs/{run}")
+    seen = {"up": proxy.up, "down": proxy.down}
+    assert status["traffic"] == seen
+    for way in ("up", "down"):
+        assert sum(device["traffic"][way] for device in listed["devices"]) == seen[way]
+        in_rounds = sum(r["traffic"][way] for r in rounds["rounds"])
+        assert 0 < in_rounds <= shown["traffic"][way] <= seen[way]
+
+
+async def test_a_large_download_is_counted_to_the_byte_too(tmp_path: Path) -> None:
+    layout = Layout.of([TensorSpec("w", (1024, 2048), Kind.WEIGHT)])
+    async with (
+        serving(tmp_path, ReadyWorker(layout).running) as server,
+        proxying(server.service.port) as proxy,
+        server.devices("a", "b", url=proxy.url, layout=layout) as devices,
+    ):
+        await server.start(downlink={"codec": "none"})
+        asked = await invited(devices)
+        assert (await devices[0].download(asked[0])).shape == (layout.size,)
+        total = server.service.context.house.traffic.total
+        assert total.down == proxy.down > 4 * layout.size
+        assert total.up == proxy.up
+
+
+async def test_a_cut_upload_is_counted_to_the_byte_too(tmp_path: Path) -> None:
+    async with serving(tmp_path) as server, proxying(server.service.port) as proxy:
+        async with server.devices("a", "b", url=proxy.url) as devices:
+            await server.start()
+            asked = await invited(devices)
+            await devices[1].upload(asked[1])
+            await devices[0].close()
+            devices[0].__post_init__()
+            proxy.cut_after_up = 700
+            result = await asyncio.gather(devices[0].upload(asked[0]), return_exceptions=True)
+            assert isinstance(result[0], ClientError)
+        traffic = server.service.context.house.traffic
+        await until(lambda: traffic.live_connections <= 1)
+        assert (traffic.total.up, traffic.total.down) == (proxy.up, proxy.down)
+
+
+async def test_http_costs_a_round_less_than_a_kilobyte_each_way(tmp_path: Path) -> None:
+    async with serving(tmp_path) as server, server.devices("a", "b") as devices:
+        run = await server.start(rounds=4)
+        await take_part(devices, 4)
+        await server.until_over(run)
+        _, body = await server.ask("GET", f"/v1/runs/{run}/rounds")
+    for shown in body["rounds"][1:]:
+        for way, limit in (("up", 2048), ("down", 1024)):
+            assert (shown["traffic"][way] - shown["frame_bytes"][way]) / 2 < limit
+
+
+async def test_people_are_not_counted(tmp_path: Path) -> None:
+    async with serving(tmp_path) as server:
+        for _ in range(3):
+            _, status = await server.ask("GET", "/v1/status")
+        assert status["traffic"] == {"up": 0, "down": 0}

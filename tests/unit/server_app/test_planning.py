@@ -1,0 +1,59 @@
+"""Who takes part in a run, with which weight."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+from fedge.protocol.run import Run
+from schemas.base import parse
+from schemas.ids import DeviceId, RunId
+from schemas.messages import Enroll, TaskOffer
+from schemas.plan import Plan
+from schemas.specs import Limits, LinkLimit
+from server_app import planning
+from server_app.devices import Device
+from server_app.rows import Member, RunRow
+from tests.support.http import LAYOUT, TASK, plan
+
+PLAN = parse(Plan, plan(), "plan")
+RUN = RunRow(RunId("tiny-1"), PLAN, 0.0, Run(2, 20))
+
+
+def device(name: str, num_examples: int = 10, layout: str = LAYOUT.digest, limits: Limits | None = None) -> Device:
+    """Return a device with so many examples."""
+    tasks = {TASK: TaskOffer(num_examples=num_examples, layout=layout)}
+    profile = Enroll(credential="c" * 43, name=DeviceId(name), tasks=tasks, limits=limits or Limits())
+    return Device(DeviceId(name), "hash", profile, 0.0)
+
+
+def test_sizes_are_relative_to_the_mean_of_the_first_round_and_stay() -> None:
+    run, fresh = planning.join(RUN, [device("a", 10), device("b", 30)], {})
+    assert (run.mean_examples, [member.relative_size for member in fresh]) == (20.0, [0.5, 1.5])
+    known = {member.device: member for member in fresh}
+    later, more = planning.join(run, [device("a", 99), device("c", 40)], known)
+    assert (later.mean_examples, more) == (20.0, [Member(DeviceId("c"), 40, 2.0)])
+
+
+def test_a_device_is_kept_out_with_the_reason() -> None:
+    assert planning.obstacle(PLAN, LAYOUT, device("a")) is None
+    other_layout = planning.obstacle(PLAN, LAYOUT, device("a", layout="0" * 32))
+    assert other_layout is not None and "expected a model of layout" in other_layout
+    tight = Limits(uplink=LinkLimit(bytes_per_round=10))
+    assert "expected a budget of at least" in str(planning.obstacle(PLAN, LAYOUT, device("a", limits=tight)))
+    elsewhere = PLAN.model_copy(update={"task": "other:task"})
+    assert planning.obstacle(elsewhere, LAYOUT, device("a")) == "does not train other:task"
+
+
+def test_a_device_that_introduces_itself_anew_is_looked_at_again() -> None:
+    eligibility, pi = planning.Eligibility(PLAN), device("pi", layout="0" * 32)
+    assert not eligibility.allows(LAYOUT, pi)
+    pi.profile = device("pi").profile
+    assert eligibility.allows(LAYOUT, pi)
+
+
+def test_a_round_applied_in_an_earlier_dual_epoch_no_longer_counts() -> None:
+    member = Member(DeviceId("a"), 10, 0.5, dual_epoch=1, last_applied=7)
+    run = replace(RUN, dual_epoch=1)
+    assert planning.standing(run, member, device("a"), is_stateful=True).last_applied == 7
+    assert planning.standing(run, member, device("a"), is_stateful=False).last_applied == 0
+    assert planning.standing(replace(run, dual_epoch=2), member, device("a"), is_stateful=True).last_applied == 0
