@@ -1,0 +1,59 @@
+"""Codecs: a float32 vector to few bytes, and back.
+
+    >>> codec = Eden(bits=1.5)
+    >>> data = codec.encode([1.0, -2.0, 0.5], seed=7)
+    >>> codec.decode(data, size=3, seed=7).shape
+    (3,)
+
+:data:`CODECS` is the table by name, :func:`build` reads it, :func:`by_code` serves frame headers. The hot loops are
+in ``_native``; where it was not built a NumPy twin computes the same bytes (:func:`native_available`).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+from fedge.codecs.base import Codec, Vector
+from fedge.codecs.eden import Eden
+from fedge.codecs.identity import Identity
+from fedge.codecs.native import native_available, native_status
+from fedge.errors import CodecError
+from fedge.registry import find
+
+__all__ = [
+    "CODECS",
+    "Codec",
+    "Eden",
+    "Identity",
+    "Vector",
+    "build",
+    "by_code",
+    "native_available",
+    "native_status",
+]
+
+CODECS: Mapping[str, type[Codec]] = {codec.name: codec for codec in (Identity, Eden)}
+ALIASES: Mapping[str, str] = {"none": "identity"}
+
+
+def build(name: str, bits: float) -> Codec:
+    """Return the codec called ``name`` at ``bits`` per coordinate. ``"none"`` is another name of identity.
+
+    Raises:
+        UnknownName: if no codec has this name.
+        CodecError: if the codec has no such rate.
+    """
+    return find("codec", ALIASES.get(name, name), CODECS).at_rate(bits)
+
+
+def by_code(code: int, bits: float) -> Codec:
+    """Return the codec that frame headers call ``code``.
+
+    Raises:
+        CodecError: if no codec has this number, or it has no such rate.
+    """
+    for codec in CODECS.values():
+        if codec.code == code:
+            return codec.at_rate(bits)
+    known = ", ".join(f"{codec.code} {codec.name}" for codec in CODECS.values())
+    raise CodecError(f"expected a codec number ({known}), got {code}")

@@ -1,0 +1,116 @@
+"""What every codec promises.
+
+A codec turns a float32 vector into bytes and back. It holds only its settings, so one codec object may be used from
+many threads at once, and both ends must name the same ``seed``, which therefore never travels.
+
+    len(encode(x, seed)) == size_bytes(x.size)            known before encoding
+    decode(encode(x, seed), x.size, seed).shape == x.shape
+    E over seeds of decode(encode(x, seed), ...) == x     for the codecs that call themselves unbiased
+
+Coordinates may be lost on the way (``received``). They are counted in *transmission order*, which each codec
+documents; a lost coordinate is decoded as zero and the rest are scaled up, so that the expectation stays ``x``.
+"""
+
+from __future__ import annotations
+
+from typing import Any, ClassVar, Protocol, Self
+
+import numpy as np
+import numpy.typing as npt
+
+from fedge.errors import CodecError
+
+Vector = npt.NDArray[np.float32]
+Mask = npt.NDArray[np.bool_]
+
+LARGEST = np.float32(np.finfo(np.float32).max)
+
+
+class Codec(Protocol):
+    """Encodes one float32 vector at a time."""
+
+    name: ClassVar[str]
+    code: ClassVar[int]  # its number in frame headers
+
+    @property
+    def bits(self) -> float:
+        """Bits per coordinate that were asked for, side information not counted."""
+        ...
+
+    @classmethod
+    def at_rate(cls, bits: float) -> Self:
+        """Return this codec at ``bits`` per coordinate; :class:`CodecError` if it has no such rate."""
+        ...
+
+    def encode(self, x: npt.ArrayLike, seed: int) -> bytes:
+        """Encode ``x``, shape ``[d]``; :class:`CodecError` if it is not one finite vector."""
+        ...
+
+    def decode(self, data: bytes, size: int, seed: int, received: Mask | None = None) -> Vector:
+        """Decode into float32 ``[size]``; :class:`CodecError` if ``data`` cannot be its payload."""
+        ...
+
+    def size_bytes(self, size: int) -> int:
+        """Exact payload length for ``size`` coordinates."""
+        ...
+
+
+def as_vector(x: Any) -> Vector:
+    """Return ``x`` as contiguous float32 ``[d]``; a view if it is one already.
+
+    Takes arrays of any real dtype and stride, sequences of numbers and CPU tensors. A float64 too large for float32
+    becomes inf, which the codecs refuse.
+
+    Raises:
+        CodecError: if ``x`` has not one axis, or its entries are not real numbers.
+    """
+    if hasattr(x, "detach"):  # a tensor: NumPy can read neither one that needs a gradient nor bfloat16
+        x = x.detach().float()
+    try:
+        array = np.asarray(x)
+        if array.dtype.kind == "c":
+            raise TypeError("complex numbers")
+        with np.errstate(over="ignore"):
+            vector = np.ascontiguousarray(array, dtype=np.float32) if array.ndim else array
+    except (TypeError, ValueError) as error:
+        raise CodecError(f"expected a vector of real numbers, got {type(x).__name__}: {error}") from None
+    if array.ndim != 1:
+        raise CodecError(f"expected one axis, got shape {array.shape}; flatten it first")
+    return vector
+
+
+def check_finite(x: Vector) -> None:
+    """Raise :class:`CodecError` naming the first coordinate of ``x`` that is not finite."""
+    finite = np.isfinite(x)
+    if not finite.all():
+        index = int(np.argmin(finite))
+        reason = "nan" if np.isnan(x[index]) else "infinite, or too large for float32"
+        raise CodecError(f"expected finite coordinates, got {x[index]} at index {index} ({reason})")
+
+
+def check_length(codec: Codec, data: bytes, size: int) -> None:
+    """Raise :class:`CodecError` unless ``data`` has exactly the length that ``size`` calls for."""
+    expected = codec.size_bytes(size)
+    if len(data) != expected:
+        raise CodecError(f"expected {expected} bytes for {size} coordinates at {codec.bits:g} bits, got {len(data)}")
+
+
+def check_size(size: int) -> None:
+    """Raise :class:`CodecError` unless ``size`` can be a number of coordinates."""
+    if size < 0:
+        raise CodecError(f"expected a coordinate count of 0 or more, got {size}")
+
+
+def as_mask(received: npt.ArrayLike, size: int) -> Mask:
+    """Return ``received`` as contiguous bool ``[size]``; :class:`CodecError` if it has another shape or type."""
+    mask = np.asarray(received)
+    if mask.dtype != np.bool_ or mask.shape != (size,):
+        raise CodecError(f"expected a mask of bool with shape ({size},), got {mask.dtype} with shape {mask.shape}")
+    return np.ascontiguousarray(mask)
+
+
+def drop_and_rescale(x: Vector, received: Mask) -> Vector:
+    """Zero what was lost and multiply the rest by sent/received, so that the expectation stays ``x``."""
+    ratio = x.size / max(int(np.count_nonzero(received)), 1)
+    kept = np.where(received, x.astype(np.float64), 0.0) * ratio
+    return np.clip(kept, -LARGEST, LARGEST).astype(np.float32)

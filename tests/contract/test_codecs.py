@@ -1,0 +1,226 @@
+"""What every codec promises. Listing a codec in CODECS brings it under test."""
+
+import subprocess
+import sys
+from concurrent.futures import ThreadPoolExecutor
+
+import numpy as np
+import pytest
+
+from fedge import seeds
+from fedge.codecs import CODECS, Codec, build, by_code, native_available
+from fedge.errors import CodecError, UnknownName
+
+SIZES = [1, 2, 3, 31, 32, 33, 100, 4095, 4096, 4097, 5000, 9000]
+RATES = [0.05, 1.0, 2.7, 8.0]
+UNBIASED = {"identity", "eden"}
+
+
+def normal(size: int, seed: int = 0) -> np.ndarray:
+    return np.random.default_rng(seed).standard_normal(size).astype(np.float32)
+
+
+def relative_error(x_hat: np.ndarray, x: np.ndarray) -> float:
+    x = x.astype(np.float64)
+    return float(np.sum((x_hat - x) ** 2) / np.sum(x**2))
+
+
+@pytest.fixture(params=sorted(CODECS))
+def name(request) -> str:
+    return request.param
+
+
+@pytest.fixture(params=RATES)
+def codec(request, name) -> Codec:
+    return build(name, request.param)
+
+
+@pytest.mark.parametrize("size", [0, *SIZES])
+def test_the_length_is_known_before_encoding_and_the_shape_comes_back(codec, size):
+    data = codec.encode(normal(size), seed=3)
+    x_hat = codec.decode(data, size, seed=3)
+    assert len(data) == codec.size_bytes(size)
+    assert (x_hat.shape, x_hat.dtype) == ((size,), np.float32)
+    assert x_hat.flags.c_contiguous and x_hat.flags.writeable
+
+
+def test_the_same_vector_rate_and_seed_give_the_same_bytes(codec):
+    x = normal(5000)
+    assert codec.encode(x, seed=5) == codec.encode(x.copy(), seed=5)
+
+
+@pytest.mark.parametrize("seed", [0, -1, 2**64, 2**64 - 1, 3**90])
+def test_any_integer_is_a_seed_modulo_two_to_the_64(codec, seed):
+    x = normal(300)
+    data = codec.encode(x, seed)
+    assert data == codec.encode(x, seed % 2**64)
+    assert np.array_equal(codec.decode(data, 300, seed), codec.decode(data, 300, seed % 2**64))
+
+
+@pytest.mark.parametrize("size", SIZES)
+def test_zeros_stay_zeros(codec, size):
+    assert not codec.decode(codec.encode(np.zeros(size), seed=1), size, seed=1).any()
+
+
+@pytest.mark.parametrize("scale", [1e-45, 1e-40, 1e-30, 1e38, 3.4e38])
+@pytest.mark.parametrize("size", [1, 5, 100, 5000])
+def test_tiny_and_huge_vectors_are_not_lost(codec, scale, size):
+    x = np.full(size, scale, dtype=np.float32)
+    x_hat = codec.decode(codec.encode(x, seed=2), size, seed=2).astype(np.float64)
+    assert np.isfinite(x_hat).all()
+    if 1e-44 < scale < 3e38:  # at the very ends float32 itself rounds or clips the estimate
+        projection = x_hat @ x.astype(np.float64) / np.sum(x.astype(np.float64) ** 2)
+        clipped = 0.05 if scale > 1e37 else 2e-3
+        assert projection == pytest.approx(1, rel=0.6 if codec.bits < 1 else clipped)
+
+
+@pytest.mark.parametrize(("bad", "index"), [(np.nan, 0), (np.inf, 7), (-np.inf, 4100), (np.nan, 4999), (1e39, 42)])
+def test_a_number_that_is_not_finite_is_refused_with_its_index(codec, bad, index):
+    x = normal(5000).astype(np.float64)
+    x[index] = bad
+    x[4999] = np.nan
+    with pytest.raises(CodecError, match=f"index {index} "):
+        codec.encode(x, seed=1)
+
+
+@pytest.mark.parametrize("kind", [np.float16, np.float64, np.int32, ">f4", bool])
+def test_every_real_dtype_encodes_like_its_float32_values(codec, kind):
+    x = (normal(4500) * 3).astype(kind)
+    assert codec.encode(x, seed=1) == codec.encode(x.astype(np.float32), seed=1)
+
+
+def test_strides_lists_and_array_likes_encode_like_contiguous_float32(codec):
+    class Wrapped:
+        def __array__(self, dtype=None, copy=None):
+            return normal(200)
+
+    x = normal(400)
+    assert codec.encode(x[::2], seed=1) == codec.encode(x[::2].copy(), seed=1)
+    assert codec.encode(x[::-1], seed=1) == codec.encode(x[::-1].copy(), seed=1)
+    assert codec.encode([0.5, -1, 2], seed=1) == codec.encode(np.array([0.5, -1, 2]), seed=1)
+    assert codec.encode(Wrapped(), seed=1) == codec.encode(normal(200), seed=1)
+
+
+def test_tensors_encode_like_their_float32_values(codec):
+    torch = pytest.importorskip("torch")
+    x = torch.from_numpy(normal(100)).bfloat16().requires_grad_()
+    assert codec.encode(x, seed=1) == codec.encode(x.detach().float().numpy(), seed=1)
+
+
+@pytest.mark.parametrize("bad", [np.zeros((2, 3)), np.float32(1), [1j], ["a"], None, [[1], [1, 2]]])
+def test_what_is_no_vector_is_refused(codec, bad):
+    with pytest.raises(CodecError):
+        codec.encode(bad, seed=1)
+
+
+def test_the_input_is_left_as_it_was(codec):
+    x = normal(5000)
+    before = x.copy()
+    codec.encode(x, seed=1)
+    assert np.array_equal(x, before)
+
+
+@pytest.mark.parametrize("size", SIZES)
+@pytest.mark.parametrize("change", [-1, 1, 100])
+def test_a_payload_of_the_wrong_length_is_refused_with_both_lengths(codec, size, change):
+    data = codec.encode(normal(size), seed=1)
+    wrong = (data + bytes(100))[: max(len(data) + change, 0)]
+    with pytest.raises(CodecError, match=f"expected {len(data)} bytes .* got {len(wrong)}"):
+        codec.decode(wrong, size, seed=1)
+
+
+def test_a_negative_size_is_refused(codec):
+    with pytest.raises(CodecError, match="-4"):
+        codec.decode(b"", -4, seed=1)
+
+
+@pytest.mark.parametrize("size", [0, *SIZES])
+def test_a_mask_of_true_changes_nothing(codec, size):
+    data = codec.encode(normal(size), seed=4)
+    kept = codec.decode(data, size, seed=4, received=np.ones(size, dtype=bool))
+    assert np.array_equal(kept, codec.decode(data, size, seed=4))
+
+
+@pytest.mark.parametrize("size", SIZES)
+def test_where_nothing_was_received_the_estimate_is_zero(codec, size):
+    data = codec.encode(normal(size), seed=4)
+    assert not codec.decode(data, size, seed=4, received=np.zeros(size, dtype=bool)).any()
+
+
+@pytest.mark.parametrize("mask", [np.ones(99, dtype=bool), np.ones(100), np.ones((10, 10), dtype=bool)])
+def test_a_mask_that_does_not_fit_is_refused(codec, mask):
+    with pytest.raises(CodecError, match="mask"):
+        codec.decode(codec.encode(normal(100), seed=4), 100, seed=4, received=mask)
+
+
+@pytest.mark.parametrize("bits", [0.2, 1.0, 2.5])
+@pytest.mark.parametrize("loss", [0.0, 0.4])
+def test_the_mean_over_seeds_is_the_vector(name, bits, loss):
+    if name not in UNBIASED:
+        pytest.skip(f"{name} does not call itself unbiased")
+    codec, size, trials = build(name, bits), 300, 1500 if native_available() else 300
+    x = normal(size)
+    x[7] = 30.0  # most of the energy in one coordinate: what a single rotation gets wrong
+    total, squares = np.zeros(size), np.zeros(size)
+    for seed in range(trials):
+        received = seeds.uniform(seeds.derive("loss", seed), size) >= loss
+        x_hat = codec.decode(codec.encode(x, seed), size, seed, received).astype(np.float64)
+        total += x_hat
+        squares += x_hat**2
+    mean = total / trials
+    standard_error = np.sqrt(np.maximum(squares / trials - mean**2, 0) / trials) + 1e-6
+    deviation = (mean - x) / standard_error
+    assert np.abs(deviation).max() < 4.5
+    assert np.mean(deviation**2) == pytest.approx(1, abs=0.35) or (name == "identity" and loss == 0)
+
+
+def test_threads_share_a_codec(codec):
+    vectors = [normal(6000, seed) for seed in range(8)]
+
+    def there_and_back(seed: int) -> tuple[bytes, bytes]:
+        data = codec.encode(vectors[seed], seed)
+        return data, codec.decode(data, 6000, seed).tobytes()
+
+    alone = [there_and_back(seed) for seed in range(8)]
+    with ThreadPoolExecutor(8) as pool:
+        assert list(pool.map(there_and_back, [*range(8)] * 5)) == alone * 5
+
+
+def test_a_codec_is_found_by_its_name_and_by_its_number(name):
+    codec = build(name, 2.0)
+    assert (codec.name, by_code(codec.code, 2.0)) == (name, codec)
+
+
+def test_codecs_are_values(codec):
+    assert type(codec).at_rate(codec.bits) == codec
+    assert hash(type(codec).at_rate(codec.bits)) == hash(codec)
+
+
+def test_codec_numbers_are_never_reassigned():
+    assert {name: codec.code for name, codec in CODECS.items()}.items() >= {"identity": 0, "eden": 1}.items()
+
+
+def test_none_is_another_name_of_identity():
+    assert build("none", 4.0) == build("identity", 1.0)
+
+
+def test_an_unknown_name_or_number_is_refused_with_what_is_known():
+    with pytest.raises(UnknownName, match="did you mean 'eden'"):
+        build("edne", 1.0)
+    with pytest.raises(CodecError, match=r"1 eden.*got 77"):
+        by_code(77, 1.0)
+
+
+@pytest.mark.parametrize("bits", [0, 0.049, 8.001, -1, float("nan"), float("inf")])
+def test_eden_names_the_range_when_it_has_no_such_rate(bits):
+    with pytest.raises(CodecError, match=r"0\.05 to 8 bits"):
+        build("eden", bits)
+
+
+def test_importing_the_codecs_brings_in_no_torch_pydantic_or_msgpack():
+    script = (
+        "import fedge.codecs, sys; "
+        "sys.exit(str([m for m in ('torch', 'pydantic', 'msgpack', 'schemas') if m in sys.modules] or ''))"
+    )
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=False)
+    assert done.stderr.strip() == ""

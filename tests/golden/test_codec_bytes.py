@@ -1,0 +1,46 @@
+"""Bytes we promised to decode for ever, and to write the same on every machine.
+
+``codecs/{codec}-{bits}-{size}.bin`` is the payload of :func:`vector` with the seed ``SEED``, ``decoded.json`` the
+SHA-256 of the float32 vector that it decodes to, with and without loss. A file is added with a new format and never
+changed.
+"""
+
+import hashlib
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from fedge import seeds
+from fedge.codecs import build
+
+HERE = Path(__file__).parent / "codecs"
+DECODED = json.loads((HERE / "decoded.json").read_text())
+SEED = 20_260_101
+
+
+def vector(size: int) -> np.ndarray:
+    """Heavy tails from integers alone: no random generator and no C library that could change."""
+    x = seeds.uniform(1, size) + seeds.uniform(2, size) + seeds.uniform(3, size) - 1.5
+    return np.ldexp(x, (seeds.words(4, size) % np.uint64(6)).astype(int)).astype(np.float32)
+
+
+def digest(x: np.ndarray) -> str:
+    return hashlib.sha256((x + np.float32(0)).astype("<f4").tobytes()).hexdigest()
+
+
+@pytest.mark.parametrize("path", sorted(HERE.glob("*.bin")), ids=lambda path: path.stem)
+def test_a_payload_is_written_and_read_as_on_the_day_it_was_promised(path):
+    name, bits, size = path.stem.split("-")
+    codec, d = build(name, float(bits)), int(size)
+    data = path.read_bytes()
+    received = seeds.uniform(5, d) < 0.7
+    assert codec.encode(vector(d), SEED) == data
+    decoded = codec.decode(data, d, SEED), codec.decode(data, d, SEED, received)
+    assert [digest(x) for x in decoded] == DECODED[path.stem]
+
+
+def test_every_promise_has_its_file():
+    assert sorted(DECODED) == sorted(path.stem for path in HERE.glob("*.bin"))
+    assert len(DECODED) >= 20

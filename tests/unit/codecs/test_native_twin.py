@@ -1,0 +1,123 @@
+"""The C extension and its NumPy twin: the same bytes and the same floats, on every instruction set."""
+
+import os
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from fedge.codecs import Eden, eden, lloyd, native, native_available, native_status, twin
+from fedge.codecs.plan import plan
+
+needs_native = pytest.mark.skipif(not native_available(), reason=native_status())
+SETS = [name for name in ("avx512", "avx2", "baseline") if native_available() and native.kernels.use_isa(name)]
+FASTEST = SETS[0] if SETS else ""
+if SETS:
+    native.kernels.use_isa(FASTEST)
+
+
+def vector(kind: str, size: int, seed: int) -> np.ndarray:
+    rng = np.random.default_rng(seed)
+    x = rng.standard_normal(size)
+    if kind == "sparse":
+        x *= rng.random(size) < 0.002
+    if kind == "wild":
+        x *= np.exp(8 * rng.standard_normal(size))
+    if kind == "half zero":
+        x[: size // 2] = 0
+    scale = {"huge": 1e38, "tiny": 1e-40}.get(kind, 1.0)
+    return np.clip(x * scale, -3.4e38, 3.4e38).astype(np.float32)
+
+
+def assert_same(x: np.ndarray, bits: float, seed: int, received: np.ndarray, sets: list[str]) -> None:
+    shape = plan(bits, x.size)
+    rotated = x.size - shape.raw
+    runs = eden._runs(shape)
+    data = twin.encode(x, shape, seed)
+    expected = [(mask, twin.decode(data, shape, seed, mask)) for mask in (None, received)]
+    for isa in sets:
+        native.kernels.use_isa(isa)
+        assert native.kernels.encode(x, seed, shape.size_bytes, *runs, lloyd.TABLES) == data, isa
+        for mask, decoded in expected:
+            out = np.zeros_like(x)
+            native.kernels.decode(data, out, seed, *runs, lloyd.TABLES, eden._GAINS, mask)
+            assert out[:rotated].tobytes() == decoded[:rotated].tobytes(), isa
+            assert np.isfinite(out).all()
+    native.kernels.use_isa(FASTEST)
+
+
+@needs_native
+@pytest.mark.parametrize("kind", ["normal", "sparse", "wild", "half zero", "huge", "tiny"])
+@pytest.mark.parametrize("size", [0, 1, 31, 32, 33, 100, 128, 2047, 4095, 4096, 4097, 5000, 12_500])
+def test_both_give_the_same_bytes_and_floats_at_every_width(kind, size):
+    x = vector(kind, size, seed=size)
+    received = np.random.default_rng(1).random(size) < 0.8
+    for bits in (0.05, 0.3, 1, 1.5, 2, 2.7, 3, 4, 4.2, 5, 6, 7, 7.9, 8):
+        assert_same(x, bits, seed=int(bits * 1000) + size, received=received, sets=SETS)
+
+
+@needs_native
+@settings(max_examples=60, deadline=None)
+@given(
+    size=st.integers(0, 9000),
+    bits=st.floats(0.05, 8),
+    seed=st.integers(0, 2**64 - 1),
+    kind=st.sampled_from(["normal", "sparse", "wild", "half zero", "huge", "tiny"]),
+    loss=st.floats(0, 1),
+)
+def test_both_agree_on_whatever_is_drawn(size, bits, seed, kind, loss):
+    received = np.random.default_rng(seed).random(size) >= loss
+    assert_same(vector(kind, size, seed), bits, seed, received, SETS[:1])
+
+
+@needs_native
+def test_more_blocks_than_the_twin_works_on_at_once():
+    x = vector("normal", 4096 * (twin.CHUNK + 3) + 50, seed=1)
+    assert_same(x, 1.5, seed=8, received=np.random.default_rng(1).random(x.size) < 0.5, sets=SETS)
+
+
+@needs_native
+def test_the_extension_refuses_buffers_that_do_not_fit_each_other():
+    x, out, good = np.zeros(100, np.float32), np.zeros(100, np.float32), Eden(2.0).encode(np.zeros(100), 1)
+    runs, tables, gains = eden._runs(plan(2.0, 100)), lloyd.TABLES, eden._GAINS
+    for call in (
+        lambda: native.kernels.encode(x, 1, len(good) - 1, *runs, tables),
+        lambda: native.kernels.encode(x, 1, len(good), *runs, tables[:-1]),
+        lambda: native.kernels.encode(x, 1, len(good), 9, 0, 0, 9, 0, 0, tables),
+        lambda: native.kernels.encode(x, 1, len(good), 2, 0, 4097, 2, 0, 100, tables),
+        lambda: native.kernels.encode(x, 1, len(good), 8, 8, 0, 8, 8, 0, tables),
+        lambda: native.kernels.encode(x, 1, len(good), 2, -5, 4096, 2, -5, 100, tables),
+        lambda: native.kernels.decode(good[:-1], out, 1, *runs, tables, gains, None),
+        lambda: native.kernels.decode(good, out[:-1], 1, *runs, tables, gains, None),
+        lambda: native.kernels.decode(good, out, 1, *runs, tables, gains[:-1], None),
+        lambda: native.kernels.decode(good, out, 1, *runs, tables, gains, np.ones(99, bool)),
+    ):
+        with pytest.raises(ValueError, match=r"bytes|tables|run"):
+            call()
+
+
+@needs_native
+def test_the_extension_uses_the_stable_abi():
+    assert native.kernels.__file__.endswith(".abi3.so")
+    assert "natively" in native_status()
+
+
+def test_without_the_extension_the_same_bytes_come_out_and_the_status_says_what_is_lost():
+    script = (
+        "from fedge.codecs import *; import numpy as np; "
+        "print(native_available()); print(native_status()); "
+        "print(Eden(1.5).encode(np.arange(5000) % 17 - 8.0, seed=3).hex())"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", script],
+        env={**os.environ, "FEDGE_NO_NATIVE": "1"},
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    available, status, data = done.stdout.splitlines()
+    assert available == "False" and "FEDGE_NO_NATIVE is set" in status and "longer" in status
+    assert data == Eden(1.5).encode(np.arange(5000) % 17 - 8.0, seed=3).hex()
