@@ -1,0 +1,109 @@
+"""``fedge run``: start, list, show, watch, stop, export."""
+
+from __future__ import annotations
+
+import time
+from pathlib import Path
+
+import click
+
+from schemas.status import RunPhase, RunStatus
+from server_app.cli.connection import Connection, ask, connected, echo_json, json_option
+from server_app.cli.exits import Exit, Failure
+from server_app.cli.plans import read_plan
+from server_app.client import Client
+
+
+@click.group()
+def run() -> None:
+    """Runs: start, list, show, watch, stop, export."""
+
+
+@run.command()
+@click.argument("plan", type=click.Path(exists=True, dir_okay=False, path_type=Path))
+@json_option
+@connected
+def start(connection: Connection, plan: Path, as_json: bool) -> None:
+    """Start the run that PLAN, a TOML file, describes."""
+    agreed = read_plan(plan)
+    answer = ask(connection, lambda client: client.start(agreed))
+    if as_json:
+        return echo_json(answer)
+    return click.echo(f"{answer.run} is {answer.phase}; follow it with: fedge run watch {answer.run}")
+
+
+@run.command("list")
+@json_option
+@connected
+def list_runs(connection: Connection, as_json: bool) -> None:
+    """All runs, newest first."""
+    answer = ask(connection, lambda client: client.runs())
+    if as_json:
+        return echo_json(answer)
+    from server_app.cli.tables import run_list, show
+
+    return show(run_list(answer, time.time()))
+
+
+@run.command("show")
+@click.argument("run")
+@click.option("--rounds", "with_rounds", is_flag=True, help="All rounds too (with --json: instead).")
+@json_option
+@connected
+def show_run(connection: Connection, run: str, with_rounds: bool, as_json: bool) -> None:
+    """One run: its plan, its sizes, its present round and its totals."""
+    if as_json:
+        if with_rounds:
+            return echo_json(ask(connection, lambda client: client.rounds(run)))
+        return echo_json(ask(connection, lambda client: client.run(run)))
+    from server_app.cli.tables import facts, rounds, run_facts, show
+
+    show(facts(run_facts(ask(connection, lambda client: client.run(run)))))
+    if with_rounds:
+        show(rounds(ask(connection, lambda client: client.rounds(run)).rounds))
+    return None
+
+
+@run.command()
+@click.argument("run")
+@json_option
+@connected
+def watch(connection: Connection, run: str, as_json: bool) -> None:
+    """Follow a run to its end; one line for each change (with --json: one RunStatus a line)."""
+
+    async def follow(client: Client) -> RunStatus:
+        async for status in client.watch(run):
+            click.echo(status.model_dump_json() if as_json else _line(status))
+        return status
+
+    ended = ask(connection, follow)
+    if ended.phase is not RunPhase.FINISHED:
+        raise Failure(f"{run} {ended.phase}: {ended.reason or 'no reason given'}", Exit.RUN_FAILED)
+
+
+@run.command()
+@click.argument("run")
+@json_option
+@connected
+def stop(connection: Connection, run: str, as_json: bool) -> None:
+    """Stop a run; its last published model stays."""
+    answer = ask(connection, lambda client: client.stop(run))
+    return echo_json(answer) if as_json else click.echo(f"{answer.run} is {answer.phase}")
+
+
+@run.command()
+@click.argument("run")
+@click.argument("file", type=click.Path(dir_okay=False, path_type=Path))
+@connected
+def export(connection: Connection, run: str, file: Path) -> None:
+    """Write the run's published model to FILE, as safetensors."""
+    size_bytes = ask(connection, lambda client: client.export(run, file))
+    click.echo(f"{file}: {size_bytes:,} bytes")
+
+
+def _line(status: RunStatus) -> str:
+    from server_app.cli.tables import progress, round_words
+
+    now = f"; {round_words(status.round)}" if status.round is not None else ""
+    waiting = f"; waiting for {status.waiting_for}" if status.waiting_for else ""
+    return f"{status.run} {status.phase}, {progress(status)} rounds{now}{waiting}"

@@ -1,0 +1,165 @@
+"""A run as a folder that explains itself: what was agreed, what came of it, what it cost.
+
+    report.html          all of the below in one file, plots included; opens without a network
+    accuracy_over_rounds.png  accuracy_over_bytes.png  loss.png
+    metrics.jsonl        one ``RoundStatus`` a line, oldest first
+    model.safetensors    the published model, tensors by their own names
+    plan.toml            the plan, every key written out; ``fedge run start`` takes it
+    summary.json         the closing table as one JSON object
+
+The three ways to count bytes stand side by side, and never mixed: ``bytes`` crossed the devices' sockets, headers,
+polling and enrolment included; ``bytes_frames`` are the encoded updates and models alone; ``bytes_float32`` is what
+the same vectors weigh as bare float32. A simulation has no sockets and reports frames only.
+"""
+
+from __future__ import annotations
+
+import base64
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from importlib.resources import files
+from pathlib import Path
+from typing import Any
+
+from schemas.plan import Plan
+from schemas.status import RoundPhase, RoundStatus, RunSummary, Traffic
+from server_app.report_plots import draw
+from server_app.units import as_bytes, as_percent, as_ratio, as_seconds
+
+
+@dataclass(frozen=True, slots=True)
+class Note:
+    """Something that was done to one device, and what became of it."""
+
+    device: str
+    what: str
+    outcome: str
+
+
+@dataclass(frozen=True, slots=True)
+class Result:
+    """A run that is over. ``traffic`` counts all device sockets; it is zero where there were none."""
+
+    plan: Plan
+    run: RunSummary
+    rounds: tuple[RoundStatus, ...]
+    devices: int
+    traffic: Traffic
+    frame_bytes: Traffic
+    float32_bytes: Traffic
+    seconds: float
+    notes: tuple[Note, ...] = ()
+
+    @property
+    def accuracy(self) -> float | None:
+        """The published model's accuracy on the test data, a share of one; None where it was not measured."""
+        tested = [r.metrics["accuracy"] for r in self.rounds if "accuracy" in r.metrics]
+        return self.run.metrics.get("accuracy", tested[-1] if tested else None)
+
+    @property
+    def rounds_closed(self) -> int:
+        """How many rounds made a model."""
+        return sum(r.phase is RoundPhase.CLOSED for r in self.rounds)
+
+
+def summary(result: Result, report_dir: Path | None) -> dict[str, Any]:
+    """Return the closing table as plain values; scripts rely on these keys."""
+    sent, frames, bare = result.traffic, result.frame_bytes, result.float32_bytes
+    return {
+        "run": result.run.run,
+        "task": result.plan.task,
+        "phase": str(result.run.phase),
+        "reason": result.run.reason,
+        "test_accuracy": result.accuracy,
+        "metrics": result.run.metrics,
+        "rounds": result.rounds_closed,
+        "rounds_abandoned": sum(r.phase is RoundPhase.ABANDONED for r in result.rounds),
+        "devices": result.devices,
+        "seed": result.plan.seed,
+        "seconds": round(result.seconds, 3),
+        "bytes_up": sent.up,
+        "bytes_down": sent.down,
+        "bytes_up_frames": frames.up,
+        "bytes_down_frames": frames.down,
+        "bytes_up_float32": bare.up,
+        "bytes_down_float32": bare.down,
+        "notes": [{"device": n.device, "what": n.what, "outcome": n.outcome} for n in result.notes],
+        "report_dir": None if report_dir is None else str(report_dir),
+    }
+
+
+def rows(result: Result) -> list[tuple[str, str]]:
+    """Return the closing table as people read it: label and value, in order."""
+    sent, frames, bare = result.traffic, result.frame_bytes, result.float32_bytes
+    cohorts = [len(r.cohort) for r in result.rounds if r.cohort]
+    table = [
+        ("accuracy on the test data", as_percent(result.accuracy)),
+        ("rounds", f"{result.rounds_closed} of {result.plan.rounds}{_abandoned(result)}"),
+        ("devices", f"{result.devices}, {max(cohorts, default=0)} invited to a round"),
+        ("time", as_seconds(result.seconds)),
+    ]
+    for label, is_up in (("up", True), ("down", False)):
+        s, f, b = ((t.up if is_up else t.down) for t in (sent, frames, bare))
+        if s:
+            table.append((f"bytes {label}, all that crossed the sockets", f"{as_bytes(s)}  ({s:,} bytes)"))
+            table.append(("  ratio to float32", f"{as_ratio(b, s)}  ({as_bytes(b)} as float32)"))
+        table.append((f"frames {label} alone, without HTTP", as_bytes(f)))
+        table.append(("  ratio to float32", f"{as_ratio(b, f)}  ({as_bytes(b)} as float32)"))
+    return table
+
+
+def write(folder: Path, result: Result, model: bytes) -> None:
+    """Write the report of ``result`` into ``folder``; ``model`` is a safetensors file."""
+    folder.mkdir(parents=True, exist_ok=True)
+    images = draw(result.rounds)
+    for name, data in images.items():
+        (folder / name).write_bytes(data)
+    lines = [r.model_dump_json() + "\n" for r in result.rounds]
+    (folder / "metrics.jsonl").write_text("".join(lines), "utf-8")
+    (folder / "model.safetensors").write_bytes(model)
+    (folder / "plan.toml").write_text(plan_toml(result.plan), "utf-8")
+    text = json.dumps(summary(result, folder), indent=2, ensure_ascii=False)
+    (folder / "summary.json").write_text(text + "\n", "utf-8")
+    (folder / "report.html").write_text(html(result, images), "utf-8")
+
+
+def html(result: Result, images: Mapping[str, bytes]) -> str:
+    """Return the page; images travel inside it."""
+    from jinja2 import Environment, StrictUndefined
+
+    text = (files("server_app") / "templates" / "report.html").read_text("utf-8")
+    environment = Environment(autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True)
+    environment.filters |= {"bytes": as_bytes, "percent": as_percent}
+    inline = {name: "data:image/png;base64," + base64.b64encode(data).decode() for name, data in images.items()}
+    return environment.from_string(text).render(
+        result=result,
+        table=rows(result),
+        images=inline,
+        plan=plan_toml(result.plan),
+        ratio=as_ratio,
+        seconds=as_seconds,
+    )
+
+
+def plan_toml(plan: Plan) -> str:
+    """Return ``plan`` as TOML with every key written out; reading it gives the same plan."""
+    document = plan.model_dump(mode="json")
+    tables = {key: value for key, value in document.items() if isinstance(value, dict)}
+    lines = [f"{key} = {_toml(value)}" for key, value in document.items() if key not in tables]
+    for name, table in tables.items():
+        lines += ["", f"[{name}]", *(f"{key} = {_toml(value)}" for key, value in table.items())]
+    return "\n".join(lines) + "\n"
+
+
+def _toml(value: object) -> str:
+    if isinstance(value, Mapping):
+        return "{ " + ", ".join(f"{key} = {_toml(item)}" for key, item in value.items()) + " }"
+    if isinstance(value, Sequence) and not isinstance(value, str):
+        return "[" + ", ".join(_toml(item) for item in value) + "]"
+    return json.dumps(value, ensure_ascii=False)
+
+
+def _abandoned(result: Result) -> str:
+    count = sum(r.phase is RoundPhase.ABANDONED for r in result.rounds)
+    return f", {count} abandoned" if count else ""

@@ -1,0 +1,111 @@
+"""``fedge`` as far as it goes without an aggregator."""
+
+import json
+from pathlib import Path
+
+import pytest
+from click.testing import CliRunner, Result
+from safetensors.numpy import load_file
+
+from schemas.plan import Plan
+from server_app.cli import main, server
+from server_app.cli.plans import altered
+from server_app.demo import default_plan
+from server_app.units import as_bytes, as_percent, as_ratio, as_seconds
+
+COMMANDS = Path(__file__).parents[3] / "docs" / "cli.md"
+PLAN = 'task = "fedge.tasks.wisdm:task"\nrounds = 2\n[cohort]\ndevices = 3\n[local]\nepochs = 1\n'
+
+
+def fedge(*arguments: str) -> Result:
+    return CliRunner().invoke(main, list(arguments))
+
+
+def test_a_simulation_prints_a_table_and_keeps_a_report(tmp_path: Path) -> None:
+    plan, report = tmp_path / "small.toml", tmp_path / "report"
+    plan.write_text(PLAN)
+    ended = fedge("simulate", str(plan), "--report-dir", str(report))
+    assert ended.exit_code == 0, ended.output
+    assert "accuracy on the test data" in ended.stdout and "round 2 closed, 3 of 3 updates" in ended.stderr
+    assert "sockets" not in ended.stdout
+    assert sum(tensor.size for tensor in load_file(report / "model.safetensors").values()) > 10_000
+
+
+def test_the_same_seed_simulates_the_same_bytes_and_accuracy(tmp_path: Path) -> None:
+    plan = tmp_path / "small.toml"
+    plan.write_text(PLAN)
+    facts = []
+    for number, seed in enumerate((4, 4, 5)):
+        options = ["--json", "--seed", str(seed), "--report-dir", str(tmp_path / str(number))]
+        summary = json.loads(fedge("simulate", str(plan), *options).stdout.splitlines()[-1])
+        facts.append((summary["metrics"], summary["bytes_up_frames"], summary["seed"]))
+    assert facts[0] == facts[1] != facts[2]
+    assert facts[0][2] == 4
+
+
+MISSPELT = (PLAN.replace("rounds", "ronds"), "ronds: unknown key; did you mean 'rounds'?")
+NO_TOML = ("task = ", "not valid TOML")
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        MISSPELT,
+        NO_TOML,
+        (PLAN.replace("wisdm:", "wisdn:"), "did you mean 'fedge.tasks.wisdm:task'?"),
+        (PLAN.replace("devices = 3", "devices = 37"), "cohort.devices: expected at most 36"),
+    ],
+)
+def test_a_plan_that_cannot_be_simulated_ends_with_3_and_names_its_key(tmp_path: Path, text: str, message: str) -> None:
+    (tmp_path / "plan.toml").write_text(text)
+    ended = fedge("simulate", str(tmp_path / "plan.toml"))
+    assert ended.exit_code == 3 and message in ended.stderr
+
+
+@pytest.mark.parametrize(("text", "message"), [MISSPELT, NO_TOML])
+def test_a_plan_is_checked_before_the_aggregator_is_asked(tmp_path: Path, text: str, message: str) -> None:
+    (tmp_path / "plan.toml").write_text(text)
+    ended = fedge("run", "start", str(tmp_path / "plan.toml"), "--server", "http://127.0.0.1:9")
+    assert ended.exit_code == 3 and message in ended.stderr
+
+
+def test_an_aggregator_that_does_not_answer_ends_with_4(tmp_path: Path) -> None:
+    (tmp_path / "plan.toml").write_text(PLAN)
+    ended = fedge("run", "start", str(tmp_path / "plan.toml"), "--server", "http://127.0.0.1:9")
+    assert ended.exit_code == 4 and "cannot reach http://127.0.0.1:9" in ended.stderr
+
+
+def test_a_plan_that_is_no_text_is_refused_as_such(tmp_path: Path) -> None:
+    (tmp_path / "plan.toml").write_bytes(b"\xff\xfe")
+    ended = fedge("simulate", str(tmp_path / "plan.toml"))
+    assert ended.exit_code == 3 and "expected UTF-8 text" in ended.stderr
+
+
+def test_a_missing_plan_is_wrong_usage_and_an_unknown_benchmark_is_not_found() -> None:
+    assert fedge("simulate", "no-such-plan.toml").exit_code == 2
+    ended = fedge("bench", "no-such-benchmark")
+    assert ended.exit_code == 6 and "codecs" in ended.stderr
+
+
+def test_every_command_explains_itself_and_is_documented() -> None:
+    documented = COMMANDS.read_text()
+    for name, group in (("fedge", main), ("fedge-server", server)):
+        for command in group.commands.values():
+            assert (command.help or "").strip().endswith("."), command.name
+            subcommands = getattr(command, "commands", {"": None})
+            for subcommand in subcommands:
+                assert f"{name} {command.name} {subcommand}".strip() in documented
+
+
+def test_an_altered_plan_is_checked_and_its_updates_follow_the_cohort() -> None:
+    plan = altered(default_plan(), {"cohort": {"devices": 6}, "uplink": {"bits": 1.5}})
+    assert (plan.cohort.updates.min, plan.cohort.updates.max, plan.uplink.bits) == (4, 6, 1.5)
+    assert plan.uplink.codec == default_plan().uplink.codec and isinstance(plan, Plan)
+
+
+def test_quantities_read_well() -> None:
+    assert [as_bytes(n) for n in (0, 999, 1000, 9996, 12_345, 999_600, 79_367_040, 10**16)] == [
+        "0 B", "999 B", "1.00 kB", "10.0 kB", "12.3 kB", "1.00 MB", "79.4 MB", "10000 TB",
+    ]  # fmt: skip
+    assert [as_seconds(s) for s in (0.04, 59.9, 60, 3725)] == ["0.0 s", "59.9 s", "1 min 00 s", "1 h 02 min"]
+    assert (as_ratio(32, 3), as_ratio(1, 0), as_percent(None), as_percent(0.5)) == ("10.7x", "-", "-", "50.0 %")

@@ -1,0 +1,79 @@
+"""A plan that cannot be carried out is refused with the key, what was expected, and the nearest valid one."""
+
+import tomllib
+from importlib.resources import files
+from pathlib import Path
+
+import pytest
+
+from schemas.errors import InvalidInput
+from schemas.plan import Plan, plan_from_toml
+from schemas.specs import FedAvg, FedDyn
+
+LEAST = 'task = "fedge.tasks.wisdm:task"\nrounds = 3\n'
+
+
+def faults(text: str) -> str:
+    with pytest.raises(InvalidInput) as caught:
+        plan_from_toml(text)
+    return "\n".join(str(fault) for fault in caught.value.faults)
+
+
+def test_a_plan_needs_a_task_and_a_number_of_rounds_only() -> None:
+    plan = plan_from_toml(LEAST)
+    assert (plan.cohort.devices, plan.cohort.updates.min, plan.cohort.updates.max) == (12, 8, 12)
+    assert plan.algorithm == FedDyn(name="feddyn", alpha=0.1)
+
+
+def test_updates_follow_the_cohort_where_they_are_left_out() -> None:
+    updates = plan_from_toml(LEAST + "[cohort]\ndevices = 4\n").cohort.updates
+    assert (updates.min, updates.max) == (3, 4)
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        (LEAST + "epochs = 3\n", "epochs: unknown key"),
+        (LEAST + "ronds = 3\n", "ronds: unknown key; did you mean 'rounds'?"),
+        (LEAST + "[local]\nlearning_rte = 0.1\n", "local.learning_rte: unknown key; did you mean 'learning_rate'?"),
+        (LEAST + "[cohort]\nupdates = {mn = 3}\n", "cohort.updates.mn: unknown key; did you mean 'min'?"),
+        (LEAST + '[algorithm]\nname = "feddyn"\nalhpa = 1.0\n', "algorithm.alhpa: unknown key; did you mean 'alpha'?"),
+        (LEAST + '[algorithm]\nname = "fedavgg"\n', "did you mean 'fedavg'?"),
+        (LEAST + "[algorithm]\nalpha = 0.1\n", "algorithm.name: missing"),
+        (LEAST + '[uplink]\ncodec = "edn"\n', "uplink.codec: "),
+        (LEAST + "[uplink]\nbits = 9\n", "uplink.bits: should be less than or equal to 8, got 9"),
+        ('task = "fedge.tasks.wisdm:task"\n', "rounds: missing; this key is required"),
+        ('task = "wisdm"\nrounds = 3\n', "task: "),
+        ('task = "a:b"\nrounds = "3"\n', "rounds: should be a valid integer, got '3'"),
+        ('task = "a:b"\nrounds = 0\n', "rounds: should be greater than or equal to 1, got 0"),
+        (LEAST + "[cohort]\ndevices = 4\nupdates = {min = 5, max = 4}\n", "got 5 > 4"),
+        (LEAST + "[cohort]\ndevices = 4\nupdates = {min = 2, max = 9}\n", "got 9 updates from 4 devices"),
+        (LEAST + "[cohort]\nseconds = {min = 9, max = 3}\n", "got 9.0 > 3.0"),
+        (LEAST + "rounds = 4\n", "not valid TOML"),
+    ],
+)
+def test_a_fault_names_its_key_and_what_was_expected(text: str, message: str) -> None:
+    assert message in faults(text)
+
+
+def test_all_faults_are_told_at_once() -> None:
+    text = faults('task = "a:b"\nronds = 1\n[local]\nepochs = 0\n')
+    assert "rounds: missing" in text and "ronds: unknown key" in text and "local.epochs" in text
+
+
+def test_the_demo_and_the_example_are_one_plan() -> None:
+    packaged = (files("server_app") / "templates" / "demo.toml").read_text("utf-8")
+    example = (Path(__file__).parents[3] / "examples" / "wisdm.toml").read_text("utf-8")
+    assert plan_from_toml(packaged) == plan_from_toml(example)
+
+
+def test_every_example_plan_is_valid() -> None:
+    found = sorted((Path(__file__).parents[3] / "examples").glob("*.toml"))
+    plans = [plan_from_toml(path.read_text("utf-8"), path.name) for path in found]
+    assert len(plans) >= 3 and any(plan.algorithm == FedAvg(name="fedavg") for plan in plans)
+
+
+def test_a_plan_survives_json() -> None:
+    plan = plan_from_toml(LEAST)
+    assert Plan.model_validate_json(plan.model_dump_json()) == plan
+    assert tomllib.loads(LEAST)["rounds"] == plan.rounds

@@ -1,0 +1,121 @@
+"""A report's files exist, parse, agree with each other, and say what the run said."""
+
+import json
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+from safetensors.numpy import load_file, save
+
+from schemas.plan import Plan, plan_from_toml
+from schemas.specs import FedProx
+from schemas.status import RoundPhase, RoundStatus, RunPhase, RunSummary, Traffic
+from server_app.report import Note, Result, plan_toml, rows, summary, write
+from server_app.report_plots import draw, spent
+
+PNG = b"\x89PNG\r\n\x1a\n"
+
+
+def closed(number: int, **changes: object) -> RoundStatus:
+    values = {
+        "round": number,
+        "phase": RoundPhase.CLOSED,
+        "cohort": ("a", "b"),
+        "updates": ("a",),
+        "loss": 1.0 / number,
+        "metrics": {"accuracy": 1 - 0.5 / number},
+        "traffic": Traffic(up=30, down=60),
+        "frame_bytes": Traffic(up=20, down=50),
+        "float32_bytes": Traffic(up=300, down=420),
+    }
+    return RoundStatus.model_validate(values | changes)
+
+
+def a_result(rounds: tuple[RoundStatus, ...], traffic: Traffic = Traffic(up=100, down=210)) -> Result:  # noqa: B008
+    plan = Plan(task="fedge.tasks.wisdm:task", rounds=3, seed=5)
+    run = RunSummary(
+        run="wisdm-1",
+        task=plan.task,
+        phase=RunPhase.FINISHED,
+        rounds_closed=2,
+        rounds_planned=3,
+        created_at=0.0,
+        metrics={"accuracy": 0.8333},
+    )
+    note = Note("b <script>", "killed", "not seen again")
+    frames, bare = Traffic(up=60, down=150), Traffic(up=900, down=1260)
+    return Result(plan, run, rounds, 2, traffic, frames, bare, 4.2, (note,))
+
+
+ROUNDS = (closed(1), closed(2, phase=RoundPhase.ABANDONED, reason="too few", metrics={}, loss=None), closed(3))
+
+
+def test_every_file_is_there_and_parses(tmp_path: Path) -> None:
+    model = save({"0.weight": np.ones((2, 3), np.float32)})
+    write(tmp_path / "new" / "folder", a_result(ROUNDS), model)
+    folder = tmp_path / "new" / "folder"
+    assert {path.name for path in folder.iterdir()} == {
+        "report.html", "accuracy_over_rounds.png", "accuracy_over_bytes.png", "loss.png",
+        "metrics.jsonl", "model.safetensors", "plan.toml", "summary.json",
+    }  # fmt: skip
+    lines = (folder / "metrics.jsonl").read_text().splitlines()
+    assert tuple(RoundStatus.model_validate_json(line) for line in lines) == ROUNDS
+    assert load_file(folder / "model.safetensors")["0.weight"].shape == (2, 3)
+    assert plan_from_toml((folder / "plan.toml").read_text()) == a_result(ROUNDS).plan
+    assert json.loads((folder / "summary.json").read_text())["report_dir"] == str(folder)
+    assert all((folder / name).read_bytes().startswith(PNG) for name in draw(()))
+
+
+def test_the_page_needs_no_network_and_trusts_no_name(tmp_path: Path) -> None:
+    write(tmp_path, a_result(ROUNDS), b"")
+    page = (tmp_path / "report.html").read_text()
+    assert page.count("data:image/png;base64,") == 3
+    assert "http://" not in page and "https://" not in page and "<script" not in page
+    assert "b &lt;script&gt;" in page and "abandoned: too few" in page and "83.3 %" in page
+
+
+def test_the_summary_keeps_three_ways_to_count_apart() -> None:
+    facts = summary(a_result(ROUNDS), None)
+    assert (facts["bytes_up"], facts["bytes_up_frames"], facts["bytes_up_float32"]) == (100, 60, 900)
+    assert (facts["bytes_down"], facts["bytes_down_frames"], facts["bytes_down_float32"]) == (210, 150, 1260)
+    assert (facts["rounds"], facts["rounds_abandoned"], facts["devices"], facts["seed"]) == (2, 1, 2, 5)
+    assert facts["test_accuracy"] == 0.8333
+
+
+def test_the_closing_table_says_what_the_ratio_is_of() -> None:
+    table = rows(a_result(ROUNDS))
+    assert ("rounds", "2 of 3, 1 abandoned") in table
+    assert ("bytes up, all that crossed the sockets", "100 B  (100 bytes)") in table
+    assert [value for label, value in table if label == "  ratio to float32"] == [
+        "9.0x  (900 B as float32)", "15.0x  (900 B as float32)",
+        "6.0x  (1.26 kB as float32)", "8.4x  (1.26 kB as float32)",
+    ]  # fmt: skip
+
+
+def test_a_simulation_claims_no_sockets() -> None:
+    table = rows(a_result(ROUNDS, traffic=Traffic()))
+    assert not any("sockets" in label for label, _ in table)
+    assert ("frames up alone, without HTTP", "60 B") in table
+
+
+def test_accuracy_falls_back_to_the_last_round_that_was_tested() -> None:
+    result = a_result((closed(1), closed(2, metrics={})))
+    untold = replace(result, run=result.run.model_copy(update={"metrics": {}}))
+    assert untold.accuracy == 0.5
+
+
+def test_bytes_of_abandoned_rounds_are_counted_on_the_way() -> None:
+    assert spent(ROUNDS, as_float32=False) == [90, 180, 270]
+    assert spent(ROUNDS, as_float32=True) == [720, 1440, 2160]
+    assert spent((closed(1, traffic=Traffic()),), as_float32=False) == [70]
+
+
+@pytest.mark.parametrize("rounds", [(), (closed(1, metrics={}, loss=None),), (closed(1),)])
+def test_a_run_with_next_to_nothing_measured_still_has_plots(rounds: tuple[RoundStatus, ...]) -> None:
+    assert all(data.startswith(PNG) and len(data) > 5000 for data in draw(rounds).values())
+
+
+def test_a_plan_as_toml_reads_back_the_same() -> None:
+    plan = Plan(task="a:b", rounds=2, algorithm=FedProx(name="fedprox", mu=1e-05))
+    assert plan_from_toml(plan_toml(plan)) == plan
