@@ -77,6 +77,18 @@ class Task(Protocol):
         ...
 
 
+@runtime_checkable
+class HasSites(Protocol):
+    """A task that also knows which devices it can be played with on one machine, for the demo and the simulation.
+
+    A real device names its own data in its configuration; nobody has to know them all.
+    """
+
+    def sites(self) -> Mapping[str, Mapping[str, object]]:
+        """Return device name -> options of ``train_data``."""
+        ...
+
+
 def load(path: str) -> Task:
     """Return the task at ``path``, written ``package.module:object``.
 

@@ -65,6 +65,10 @@ class Wisdm:
         archive = _archive()
         return _dataset(archive, (archive["user"] == user) & ~archive["is_test"])
 
+    def sites(self) -> dict[str, dict[str, object]]:
+        """Return one device for each person: ``user-01`` .. ``user-36``."""
+        return {f"user-{user:02d}": {"user": user} for user in USERS}
+
     def test_data(self) -> Dataset:
         """Return the test examples of all people."""
         archive = _archive()

@@ -93,3 +93,9 @@ def test_feddyn_learns_it_in_a_few_rounds():
             duals[user] = algorithm.commit(duals[user], layout.segments, delta)
         state = algorithm.server_step(state, sums, num_devices=36)
     assert evaluate(TASK, model, state.published, layout, TASK.test_data())["accuracy"] > 0.68
+
+
+def test_every_person_is_a_site_whose_data_can_be_loaded():
+    sites = wisdm.task.sites()
+    assert list(sites)[:2] == ["user-01", "user-02"]
+    assert sum(len(wisdm.task.train_data(options)) for options in sites.values()) == 4402
