@@ -23,13 +23,12 @@ def rehearse(
     Raises:
         FedgeError: the task cannot be used, or the plan wants more devices than there are.
     """
-    from fedge.simulation.training import TaskTrainer
+    from server_app.training_pool import PooledTrainer
 
     began = clock()
-    task = load(plan.task)
-    sites = sites_of(plan.task, task)
-    trainer = TaskTrainer(task, sites)
-    done = simulate(plan, trainer, World(tuple(sites)), lambda status: on_round(_frames_only(status)))
+    sites = sites_of(plan.task, load(plan.task))
+    with PooledTrainer(plan.task, sites) as trainer:
+        done = simulate(plan, trainer, World(tuple(sites)), lambda status: on_round(_frames_only(status)))
     rounds = tuple(_frames_only(status) for status in done.rounds)
     tested = [status.metrics for status in rounds if status.metrics]
     run = RunSummary(

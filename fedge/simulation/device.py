@@ -16,6 +16,7 @@ import numpy as np
 
 from fedge.algorithms import Algorithm, Dual
 from fedge.downlink.snapshot import decode_snapshot, downlink
+from fedge.errors import CodecError
 from fedge.frames import read_frame
 from fedge.layout import Vector
 from fedge.protocol import participant
@@ -29,6 +30,7 @@ from fedge.protocol.participant import (
     Pending,
     Poll,
     Refuse,
+    Refused,
     RoundOver,
     Send,
     Sent,
@@ -42,9 +44,9 @@ from fedge.protocol.participant import (
 )
 from fedge.simulation.aggregator import Aggregator, Closed
 from fedge.simulation.clock import Clock
-from fedge.simulation.world import Chance, Link, Trainer
+from fedge.simulation.world import Chance, Link, Trained, Trainer
 from fedge.update import decode_segments, encode_update, uplink
-from schemas.messages import Assignment, Receipt, UpdateHeader, Work
+from schemas.messages import Assignment, Receipt, Refusal, UpdateHeader, Work
 
 
 class Device:
@@ -104,8 +106,7 @@ class Device:
             case Download(assignment):
                 self._request(partial(self._download, assignment))
             case Train(assignment):
-                seconds = self.link.seconds_per_example * self.trainer.num_examples(self.name)
-                self._later(seconds * assignment.local.epochs, partial(self._train, assignment))
+                self._train(assignment)
             case Send(pending):
                 self._request(partial(self._send, pending))
             case Settle(pending, receipt):
@@ -138,31 +139,51 @@ class Device:
         self.aggregator.poll(self.name, pending_round, deliver)
 
     def _download(self, assignment: Assignment) -> None:
+        size_bytes = self._fetch(assignment)
+        if self._anchor is None:
+            self._answer(RoundOver())
+        else:
+            self._answer(Downloaded(), size_bytes / self.link.down_bytes_per_second)
+
+    def _fetch(self, assignment: Assignment) -> int:
+        """Take the anchor from the aggregator, none if the round is over; return how many bytes it was."""
+        self._anchor = None
         try:
             frames = self.aggregator.download(self.name, assignment.round)
         except Closed:
-            return self._answer(RoundOver())
+            return 0
         spec, stream = assignment.downlink, downlink(assignment.seed, assignment.round, self.name)
         self._anchor = decode_snapshot(self.trainer.layout, frames, stream, spec.codec, spec.bits)
-        return self._answer(Downloaded(), sum(map(len, frames)) / self.link.down_bytes_per_second)
+        return sum(map(len, frames))
 
     def _train(self, assignment: Assignment) -> None:
-        if self._anchor is None:  # a crash came between download and training: the anchor was in memory only
+        if self._anchor is None:  # a crash came after the download, and the anchor was in memory only
             return self._request(partial(self._download_again, assignment))
         dual = self.dual() if self.algorithm.stateful else None
         terms = self.algorithm.local_terms(dual, assignment.relative_size)
         seed = train_seed(assignment.seed, assignment.round, self.name)
-        trained = self.trainer.train(self.name, self._anchor, terms, assignment.local, seed)
-        stream, spec = uplink(assignment.seed, assignment.round, self.name), assignment.uplink
-        self.frames = encode_update(self.trainer.layout, trained.delta, stream, spec.codec, spec.bits)
-        update = hashlib.blake2b(b"".join(self.frames), digest_size=16).hexdigest()
-        self.header = UpdateHeader(update=update, num_examples=self.trainer.num_examples(self.name), loss=trained.loss)
-        return self._step(UpdateReady(update))
+        result = self.trainer.begin(self.name, self._anchor, terms, assignment.local, seed)
+        seconds = self.link.seconds_per_example * self.trainer.num_examples(self.name) * assignment.local.epochs
+        return self._later(seconds, lambda: self._spool(assignment, result()))
 
     def _download_again(self, assignment: Assignment) -> None:
-        self._download(assignment)
-        if self._anchor is not None:
+        self._fetch(assignment)
+        if self._anchor is None:
+            self._answer(RoundOver())
+        else:
             self._train(assignment)
+
+    def _spool(self, assignment: Assignment, trained: Trained) -> None:
+        stream, spec = uplink(assignment.seed, assignment.round, self.name), assignment.uplink
+        try:
+            self.frames = encode_update(self.trainer.layout, trained.delta, stream, spec.codec, spec.bits)
+        except CodecError as error:
+            self._step(Refused(Refusal.TRAINING_FAILED, str(error)))
+            return
+        update = hashlib.blake2b(b"".join(self.frames), digest_size=16).hexdigest()
+        num_examples = self.trainer.num_examples(self.name)
+        self.header = UpdateHeader(update=update, num_examples=num_examples, loss=trained.loss)
+        self._step(UpdateReady(update))
 
     def _send(self, pending: Pending) -> None:
         assignment, header = pending.assignment, self.header
@@ -182,7 +203,7 @@ class Device:
             status = self.aggregator.upload(self.name, pending.assignment.round, header, sent)
         except Closed:
             return self._answer(RoundOver())
-        except Conflict as error:
+        except (Conflict, CodecError) as error:
             return self._answer(Failed(str(error)))
         return self._answer(Failed("the link was cut") if is_cut else Sent(status))
 

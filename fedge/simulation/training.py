@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
+from functools import partial
 
 import torch
 
@@ -44,6 +45,12 @@ class TaskTrainer:
         """Train from ``anchor`` on ``device``'s data."""
         result = train(self.task, self._model, self._data[device], anchor, self._layout, terms, as_steps(local), seed)
         return Trained(result.delta, result.loss)
+
+    def begin(
+        self, device: str, anchor: Vector, terms: LocalTerms, local: LocalSpec, seed: int
+    ) -> Callable[[], Trained]:
+        """Return what trains when it is called: this process has one thread for it anyway."""
+        return partial(self.train, device, anchor, terms, local, seed)
 
     def evaluate(self, params: Vector) -> dict[str, float]:
         """Return the task's metrics on its test data."""

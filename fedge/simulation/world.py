@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -36,8 +36,13 @@ class Trainer(Protocol):
         """Return how many examples ``device`` has."""
         ...
 
-    def train(self, device: str, anchor: Vector, terms: LocalTerms, local: LocalSpec, seed: int) -> Trained:
-        """Train on ``device``'s data from ``anchor``."""
+    def begin(
+        self, device: str, anchor: Vector, terms: LocalTerms, local: LocalSpec, seed: int
+    ) -> Callable[[], Trained]:
+        """Begin to train on ``device``'s data from ``anchor``; what is returned waits for the result.
+
+        On the virtual clock a cohort trains at the same time, so all of it has begun before the first is waited for.
+        """
         ...
 
     def evaluate(self, params: Vector) -> dict[str, float]:

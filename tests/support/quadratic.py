@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import numpy as np
 
 from fedge.algorithms.base import LocalTerms
@@ -30,7 +32,12 @@ class Quadratic:
     def curvature(self, device: str) -> Vector:
         return (0.5 + uniform(derive("curvature", device), LAYOUT.size)).astype(np.float32)
 
-    def train(self, device: str, anchor: Vector, terms: LocalTerms, local: LocalSpec, seed: int) -> Trained:
+    def begin(
+        self, device: str, anchor: Vector, terms: LocalTerms, local: LocalSpec, seed: int
+    ) -> Callable[[], Trained]:
+        return lambda: self.train(device, anchor, terms)
+
+    def train(self, device: str, anchor: Vector, terms: LocalTerms) -> Trained:
         c, target = self.curvature(device).astype(np.float64), self.target(device)
         dual = 0.0 if terms.dual is None else terms.dual
         pull = terms.pull or 1.0
