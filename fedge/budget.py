@@ -49,7 +49,9 @@ def bytes_allowed(limit: LinkLimit) -> int | None:
     """Return how many bytes ``limit`` leaves for one round's frames in one direction; None: as many as it takes."""
     allowed = [] if limit.bytes_per_round is None else [limit.bytes_per_round]
     if limit.bytes_per_second is not None and limit.deadline_seconds is not None:
-        allowed.append(math.floor(limit.bytes_per_second * limit.deadline_seconds))
+        carried = limit.bytes_per_second * limit.deadline_seconds
+        # Two finite numbers may well have an infinite product: no limit at all.
+        allowed += [math.floor(carried)] if math.isfinite(carried) else []
     return min(allowed, default=None)
 
 

@@ -26,6 +26,17 @@ from fedge.seeds import derive, permutation
 
 FLOAT32_BITS = 32.0
 
+LARGEST_MAGNITUDE = 2.0**24
+"""No coordinate of a delta may be larger: float32 counts no further one by one, so no counter in a buffer needs more.
+
+It is what keeps sums from overflowing. R rounds move FedDyn's params by at most 2^24 (R + κ R²/2), which is under
+float32's 3.4e38 for the longest plan (R = 10^6, κ = 16); the other algorithms' by 2^24 R.
+"""
+
+
+class MagnitudeError(CodecError):
+    """A delta with a coordinate that no training makes."""
+
 
 @dataclass(frozen=True, slots=True)
 class Stream:
@@ -46,9 +57,12 @@ class Stream:
         return [int(index) for index in permutation(key, count)]
 
 
+UPLINK = "up"
+
+
 def uplink(seed: int, round_number: int, device: str) -> Stream:
     """Return the stream of one device's update."""
-    return Stream(seed, "up", round_number, device)
+    return Stream(seed, UPLINK, round_number, device)
 
 
 def codec_for(segment: Segment, name: str, bits: float) -> codecs.Codec:
@@ -66,8 +80,16 @@ def encode_segment(segment: Segment, x: Vector, stream: Stream, name: str, bits:
 
 
 def encode_update(layout: Layout, delta: Vector, stream: Stream, name: str, bits: float) -> list[bytes]:
-    """Return one frame for each segment of ``delta`` float32 ``[d]``, by segment index."""
+    """Return one frame for each segment of ``delta`` float32 ``[d]``, by segment index.
+
+    Raises:
+        MagnitudeError: this is a device's update, and it holds what the aggregator would not take.
+        CodecError: a value that is not finite.
+    """
     layout.check(delta)
+    if stream.direction == UPLINK:
+        for segment in layout.segments:
+            _check_magnitude(delta[segment.slice], segment.index)
     return [encode_segment(s, delta[s.start : s.stop], stream, name, bits) for s in layout.segments]
 
 
@@ -110,6 +132,26 @@ def decode_frame(frame: Frame, stream: Stream) -> Vector:
     if not np.isfinite(x).all():
         raise CodecError(f"segment {frame.segment}: expected finite values, got {x[~np.isfinite(x)][0]}")
     return x
+
+
+def decode_delta(frame: Frame, stream: Stream) -> Vector:
+    """Return the segment of a delta that ``frame`` carries, as ``decode_frame`` does, if it may enter a mean.
+
+    Raises:
+        MagnitudeError: a coordinate beyond ``LARGEST_MAGNITUDE``.
+        CodecError: as ``decode_frame``.
+    """
+    x = decode_frame(frame, stream)
+    _check_magnitude(x, frame.segment)
+    return x
+
+
+def _check_magnitude(x: Vector, segment: int) -> None:
+    largest = max(float(x.max(initial=0.0)), -float(x.min(initial=0.0)))
+    if largest > LARGEST_MAGNITUDE:
+        raise MagnitudeError(
+            f"segment {segment}: expected changes of at most {LARGEST_MAGNITUDE:g} in a delta, got one of {largest:g}"
+        )
 
 
 def decode_segments(

@@ -15,6 +15,9 @@ from pydantic_core import ErrorDetails
 
 from schemas.errors import Fault, InvalidInput
 
+SECRET_KEYS = (("token",), ("credential",))
+"""Keys whose values no message repeats: an error is logged, shown and stored."""
+
 
 class Model(BaseModel):
     """Frozen, strict, and without unknown keys."""
@@ -36,13 +39,15 @@ def parse(model: type[M], data: object, what: str) -> M:
     except ValidationError as error:
         faults = tuple(_fault(model, details) for details in error.errors(include_url=False))
         raise InvalidInput(what, faults) from None
+    except RecursionError:
+        raise InvalidInput(what, (Fault("", "nested too deeply"),)) from None
 
 
 def parse_toml(model: type[M], text: str, what: str) -> M:
     """Turn TOML text into ``model``; raises ``InvalidInput`` also where the text is not TOML."""
     try:
         data = tomllib.loads(text)
-    except tomllib.TOMLDecodeError as error:
+    except (ValueError, RecursionError) as error:  # a number of too many digits is a plain ValueError
         raise InvalidInput(what, (Fault("", f"not valid TOML: {error}"),)) from None
     return parse(model, data, what)
 
@@ -69,7 +74,8 @@ def _fault(model: type[BaseModel], details: ErrorDetails) -> Fault:
         return _tag_fault(path, details)
     message = details["msg"].removeprefix("Value error, ").removeprefix("Input ")
     shown = repr(details["input"])
-    came = "" if kind == "value_error" else f", got {shown[:80]}"
+    is_quiet = kind == "value_error" or path[-1:] in SECRET_KEYS
+    came = "" if is_quiet else f", got {shown[:80]}"
     return Fault(".".join(_visible(model, path)), message[:1].lower() + message[1:] + came)
 
 

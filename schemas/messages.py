@@ -28,7 +28,7 @@ Text = Annotated[str, StringConstraints(max_length=500)]
 class TaskOffer(Model):
     """A task this device can train: how much data it has, and the model it would build."""
 
-    num_examples: int = Field(ge=1)
+    num_examples: int = Field(ge=1, le=2**53)
     layout: Digest
 
 
@@ -119,7 +119,7 @@ class UpdateHeader(Model):
     """What precedes the frames of an update; a ``refusal`` comes with no frames."""
 
     update: Digest
-    num_examples: int = Field(ge=1, le=2**53)
+    num_examples: int = Field(ge=1, le=2**53, description="for people; the weight comes from what was enrolled")
     loss: float | None = None
     refusal: Annotated[Refusal, Field(strict=False)] | None = None
     reason: Text = ""

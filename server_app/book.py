@@ -7,12 +7,12 @@ ledger, the refusals, and sums of the same bits.
 from __future__ import annotations
 
 import asyncio
+import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 
 from fedge.aggregation import SegmentSums
-from fedge.algorithms import Algorithm
 from fedge.frames import Frame, read_frame
 from fedge.layout import Layout, Vector
 from fedge.protocol.coordinator import DeviceGone, Event, Round, UpdateReceived
@@ -31,17 +31,22 @@ from server_app.traffic import Account
 
 @dataclass(slots=True)
 class Book:
-    """One round that takes updates. ``report`` hands events to the coordinator."""
+    """One round that takes updates. ``report`` hands events to the coordinator.
+
+    ``weights`` are the devices' weights in the mean, from what is on record and not from what an update says.
+    ``conflicts`` are devices that sent another update or frame than before: this round they will not get whole.
+    """
 
     run: RunId
     round: Round
     opened_at: float
     layout: Layout
-    algorithm: Algorithm
     assignments: Mapping[DeviceId, Assignment]
+    weights: Mapping[DeviceId, float]
     ledger: Ledger
     sums: SegmentSums
     refusals: dict[DeviceId, UpdateHeader] = field(default_factory=dict)
+    conflicts: set[DeviceId] = field(default_factory=set)
     fetched: set[DeviceId] = field(default_factory=set)
     uploads: dict[DeviceId, Body] = field(default_factory=dict)
     turns: dict[DeviceId, asyncio.Lock] = field(default_factory=dict)
@@ -64,7 +69,14 @@ class Book:
     def wants(self, device: DeviceId) -> bool:
         """Whether ``device`` was invited and still owes something in this round."""
         invited = self.round.is_open and device in self.assignments
-        return invited and device not in self.refusals and not self.ledger.is_complete(device)
+        is_done = device in self.refusals or device in self.conflicts or self.ledger.is_complete(device)
+        return invited and not is_done
+
+    def note_conflict(self, device: DeviceId, why: str) -> None:
+        """Wait for ``device`` no longer, and ask it for nothing more: what it holds is not what it began to send."""
+        if device not in self.conflicts and not self.ledger.is_complete(device):
+            self.conflicts.add(device)
+            self.report(DeviceGone(device, f"conflict: {why}"))
 
     def stream(self, device: DeviceId) -> Stream:
         """Return what the seeds of the device's frames derive from."""
@@ -79,9 +91,9 @@ class Book:
         """Return a device's refusal as an entry of the journal."""
         return Entry(Record(Kind.REFUSAL, device, pack(header)), _nothing, lambda: self._take_refusal(device, header))
 
-    def frame_entry(self, device: DeviceId, header: UpdateHeader, data: bytes, frame: Frame, x: Vector) -> Entry:
-        """Return one checked and decoded frame as an entry of the journal; ``header`` is the accepted one."""
-        weight = self.algorithm.weight(header.num_examples)
+    def frame_entry(self, device: DeviceId, data: bytes, frame: Frame, x: Vector) -> Entry:
+        """Return one checked and decoded frame as an entry of the journal."""
+        weight = self.weights[device]
         return Entry(
             Record(Kind.FRAME, device, data),
             lambda: self.sums.add(frame.segment, x, weight),
@@ -97,8 +109,7 @@ class Book:
             self.refusals[device] = unpack(UpdateHeader, record.body)
         else:
             frame = read_frame(record.body)
-            header = self.ledger.deliveries[device].header
-            entry = self.frame_entry(device, header, record.body, frame, decode_frame(frame, self.stream(device)))
+            entry = self.frame_entry(device, record.body, frame, decode_frame(frame, self.stream(device)))
             entry.fold()
             entry.take()
 
@@ -115,7 +126,9 @@ class Book:
         """Return the mean local loss of the complete updates that stated one."""
         headers = [self.ledger.deliveries[device].header for device in self.updates()]
         losses = [header.loss for header in headers if header.loss is not None]
-        return sum(losses) / len(losses) if losses else None
+        # Divided first: a sum of losses that are all finite may not be.
+        mean = sum(loss / len(losses) for loss in losses)
+        return mean if losses and math.isfinite(mean) else None
 
     def receipts(self) -> dict[DeviceId, Receipt]:
         """Return what every invited device is told for ever, once the round is over."""

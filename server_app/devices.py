@@ -16,7 +16,7 @@ from typing import Any
 
 from schemas.base import parse
 from schemas.ids import DeviceId
-from schemas.messages import Enroll
+from schemas.messages import Enroll, Outcome
 from schemas.status import DeviceStatus
 from server_app.traffic import Account
 
@@ -40,6 +40,13 @@ class Device:
     heard_at: float | None = None
     polled_at: float | None = None
     is_busy: bool = False
+
+    def end_round(self, outcome: Outcome) -> None:
+        """Note that a round it was invited to is over."""
+        self.updates_applied += outcome in (Outcome.APPLIED, Outcome.PARTIAL)
+        if self.is_busy and outcome is not Outcome.APPLIED:
+            self.polled_at = None  # whether it still trains or is gone for good, its next poll will tell
+        self.is_busy = False
 
     def status(self, is_online: bool) -> DeviceStatus:
         """Return what people see."""

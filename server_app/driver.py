@@ -43,7 +43,7 @@ from fedge.protocol.ledger import Ledger
 from fedge.protocol.offer import assign, quota_of
 from fedge.selection import choose_cohort
 from schemas.ids import DeviceId
-from schemas.messages import Assignment, Outcome, Receipt
+from schemas.messages import Assignment, Receipt
 from schemas.status import RoundPhase, RoundStatus, RunPhase, Traffic
 from server_app import planning
 from server_app.blobs import RunFiles, load_state, save_state
@@ -57,6 +57,8 @@ from server_app.rows import Member, Participation, RunRow, add_round, plus
 log = logging.getLogger(__name__)
 
 NEVER = float("inf")
+Asked = Mapping[DeviceId, Assignment]
+Members = Mapping[DeviceId, Member]
 
 
 class Driver:
@@ -119,6 +121,7 @@ class Driver:
         """Before the aggregator ends: take no more frames, and wait until those that came are durable."""
         if self.book is not None:
             await self._seal(self.book)
+        await self.evaluations.cancel()
 
     def traffic(self) -> Traffic:
         """Return the bytes of all devices since this run began or its last round was over."""
@@ -178,12 +181,11 @@ class Driver:
         cohort = choose_cohort(run.plan.seed, number, (d.id for d in available), run.plan.cohort.devices)
         round, _ = coordinator.step(Round(number, quota_of(run.plan)), CohortChosen(cohort), self.house.clock())
         asked = {}
-        for device in (self.house.devices.by_id[DeviceId(name)] for name in cohort):
-            standing = planning.standing(run, members[device.id], device, self.algorithm.stateful)
-            offer = assign(run.plan, run.run, round, device.id, layout, standing, run.dual_epoch, round.opened_at)
-            asked[device.id] = offer
-        book = await self._start_book(layout, round, asked, self.house.wall_clock())
-        parts = [Participation(name, one) for name, one in asked.items()]
+        for one in (self.house.devices.by_id[DeviceId(name)] for name in cohort):
+            standing = planning.standing(run, members[one.id], one, self.algorithm.stateful)
+            asked[one.id] = assign(run.plan, run.run, round, one.id, layout, standing, run.dual_epoch, round.opened_at)
+        book = await self._start_book(layout, round, asked, members, self.house.wall_clock())
+        parts = [Participation(name, offer) for name, offer in asked.items()]
         async with self.record.writing:
             run = replace(run, metrics=self.run.metrics)
             await self.house.store.open_round(run, book.round_status(self.traffic()), fresh, parts)
@@ -210,22 +212,23 @@ class Driver:
         """Take up the round that was open when the aggregator ended, if one was; its time starts again."""
         run = self.run
         status = await self.house.store.round(run.run, number)
-        if status is None or run.progress.has_all_rounds:
+        if status is None or status.closed_at is not None:
             return
         asked = await self.house.store.assignments(run.run, number)
         round = Round(number, quota_of(run.plan), RoundPhase.COLLECTING, self.house.clock(), status.cohort)
-        book = await self._start_book(layout, round, asked, status.opened_at or self.house.wall_clock())
+        book = await self._start_book(layout, round, asked, self.members, status.opened_at or self.house.wall_clock())
         book.round = replace(book.round, updates=book.updates(), gone=gone_of(book))
         book.fetched.update(asked)  # who had fetched its assignment was not written down: nobody counts as absent
         log.info("round resumed", extra={"run": run.run, "round": number, "updates": len(book.updates())})
         self._set_book(book)
         self._inbox.put_nowait(Tick())
 
-    async def _start_book(
-        self, layout: Layout, round: Round, asked: Mapping[DeviceId, Assignment], opened_at: float
-    ) -> Book:
+    async def _start_book(self, layout: Layout, round: Round, asked: Asked, members: Members, opened_at: float) -> Book:
+        weights = {device: self.algorithm.weight(members[device].num_examples) for device in asked}
         ledger, sums = Ledger(len(layout.segments)), SegmentSums(layout)
-        book = Book(self.run.run, round, opened_at, layout, self.algorithm, asked, ledger, sums)
+        book = Book(self.run.run, round, opened_at, layout, asked, weights, ledger, sums)
+        # An inbox for each round: what was reported as the last one closed is none of this one's.
+        self._inbox = asyncio.Queue()
         book.report = self._inbox.put_nowait
         book.commit = await asyncio.to_thread(open_book, book, self.files.journal(round.number))
         return book
@@ -240,6 +243,8 @@ class Driver:
     async def _collect(self, book: Book) -> None:
         """Feed the coordinator until the round is over."""
         self._wake_at = NEVER
+        if self._stop_reason is not None:
+            self._inbox.put_nowait(Cancelled(self._stop_reason))
         await self._perform(book, coordinator.resume(book.round))
         absent_at = self.house.clock() + self.house.offline_seconds
         while not book.round.is_over:
@@ -309,10 +314,12 @@ class Driver:
         await self._seal(book)
         log.info("round abandoned", extra={"run": book.run, "round": book.round.number, "why": reason})
         run, state = self.run, self.state
-        if state is not None and book.is_dual_lost():
-            state = _without_duals(state)
+        if state is not None and state.h is not None and book.is_dual_lost():
+            state = state.without_duals()
             run = replace(run, state_round=book.round.number, dual_epoch=run.dual_epoch + 1)
-        await self._finish_round(book, run, state, runs.RoundAbandoned(reason))
+        # A round that a person ended is not one of those in a row that fail a run.
+        event = runs.RoundAbandoned(reason) if self._stop_reason is None else runs.Stopped(self._stop_reason)
+        await self._finish_round(book, run, state, event)
 
     async def _seal(self, book: Book) -> None:
         """Take no more frames and wait for those under way."""
@@ -326,7 +333,7 @@ class Driver:
         state = self.algorithm.server_step(self.state, book.sums, len(self.members))
         if not (np.isfinite(state.params).all() and np.isfinite(state.published).all()):
             raise RunFailed(f"the model diverged: round {book.round.number} left numbers that are not finite")
-        return _without_duals(state) if book.is_dual_lost() else state
+        return state.without_duals() if book.is_dual_lost() else state
 
     async def _finish_round(self, book: Book, run: RunRow, state: ServerState | None, event: runs.Event) -> None:
         number, epoch, receipts = book.round.number, self.run.dual_epoch, book.receipts()
@@ -350,9 +357,7 @@ class Driver:
 
     def _note_devices(self, receipts: Mapping[DeviceId, Receipt]) -> None:
         for name, receipt in receipts.items():
-            device = self.house.devices.by_id[name]
-            device.updates_applied += receipt.outcome in (Outcome.APPLIED, Outcome.PARTIAL)
-            device.is_busy = False if receipt.outcome is Outcome.APPLIED else device.is_busy
+            self.house.devices.by_id[name].end_round(receipt.outcome)
             self._sleepers.add(name)
 
     # The end
@@ -380,8 +385,7 @@ class Driver:
         totals = self.run.totals.model_copy(update={"traffic": plus(self.run.totals.traffic, last)})
         await self._save(replace(self.run, ended_at=self.house.wall_clock(), totals=totals))
         await self.house.store.save_devices(self.house.devices.take_changed())
-        progress = self.run.progress
-        log.info("run over", extra={"run": self.run.run, "phase": str(progress.phase), "why": progress.reason})
+        log.info("run over", extra={"run": self.run.run, "phase": str(self.run.phase), "why": self.run.progress.reason})
         self._wake_sleepers()
 
     async def _save(self, run: RunRow) -> None:
@@ -389,8 +393,3 @@ class Driver:
             await self.house.store.save_run(run)
             self.record.row = run
         self.house.changes.notify()
-
-
-def _without_duals(state: ServerState) -> ServerState:
-    """Zero h: every device will start its dual at zero in the next epoch, and 0 = 0 keeps the invariant."""
-    return state if state.h is None else replace(state, h=np.zeros_like(state.h))

@@ -51,6 +51,12 @@ class Evaluations:
         self._under_way.add(task)
         task.add_done_callback(self._ended)
 
+    async def cancel(self) -> None:
+        """Give up those under way: the aggregator ends. After a restart the last round's are asked for again."""
+        for task in self._under_way:
+            task.cancel()
+        await self.wait()
+
     async def wait(self) -> None:
         """Return when none is under way."""
         while self._under_way:
@@ -73,7 +79,8 @@ class Evaluations:
             status = await self._house.store.round(run.run, number)
             if status is not None and metrics:
                 await self._house.store.save_round(run.run, status.model_copy(update={"metrics": metrics}))
-            changed = replace(self._record.row, metrics=metrics or self._record.row.metrics)
-            await self._house.store.save_run(changed)
-            self._record.row = changed
+            metrics = metrics or dict(self._record.row.metrics)
+            await self._house.store.save_run(replace(self._record.row, metrics=metrics))
+            # The row as it is now: the run may have been stopped while that was written.
+            self._record.row = replace(self._record.row, metrics=metrics)
         self._house.changes.notify()

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import re
 from dataclasses import replace
 from typing import Any
 
 from fedge.errors import UnknownName
 from fedge.protocol import run as runs
-from schemas.ids import DeviceId, RunId
+from schemas.ids import NAME, DeviceId, RunId
 from schemas.messages import Assignment, Outcome, Receipt, UpdateStatus, Work
 from schemas.plan import Plan
 from schemas.status import RoundStatus, RunPhase, RunStatus, RunSummary
@@ -40,14 +41,15 @@ class Federation:
         """Drive one run after the other, for ever. A run that was under way when the aggregator ended comes first."""
         while True:
             self._queued.clear()
-            waiting = [row for row in await self.house.store.runs() if not row.progress.is_over]
+            # A run may be over and yet owe its receipts and its end, where the aggregator ended just then.
+            waiting = [row for row in await self.house.store.runs() if row.ended_at is None]
             if not waiting:
                 self.is_ready.set()
                 await self._queued.wait()
                 continue
-            row = next((row for row in waiting if row.phase is RunPhase.RUNNING), waiting[0])
+            row = next((row for row in waiting if row.phase is not RunPhase.QUEUED), waiting[0])
             driver = Driver(self.house, row)
-            if row.phase is RunPhase.RUNNING:
+            if row.phase is not RunPhase.QUEUED:
                 await driver.resume()
             self.driver = driver
             self.is_ready.set()
@@ -76,6 +78,8 @@ class Federation:
         elif not row.progress.is_over:
             progress, _ = runs.step(row.progress, runs.Stopped(reason))
             await self.house.store.save_run(replace(row, progress=progress, ended_at=self.house.wall_clock()))
+            if self.driver is not None and self.driver.run.run == run:
+                self.driver.stop(reason)  # its turn came while that was written
 
     async def find(self, run: str) -> RunRow:
         """Return the run as it is now.
@@ -85,7 +89,8 @@ class Federation:
         """
         if self.driver is not None and self.driver.run.run == run:
             return self.driver.run
-        row = await self.house.store.run(run)
+        # Not every text that a path may hold is one that a database takes.
+        row = await self.house.store.run(run) if re.fullmatch(NAME, run) else None
         if row is None:
             raise Refused(404, "unknown_run", f"expected the name of a run, got {run!r}; GET /v1/runs lists them")
         return row
@@ -230,4 +235,4 @@ def _stem(task: str) -> str:
     """Return the first part of a run's name: the task's module, or its object where that says more."""
     module, _, attribute = task.partition(":")
     name = module.rpartition(".")[2] if attribute == "task" else attribute
-    return "".join(c if c.isalnum() else "-" for c in name.lower()).strip("-")[:48] or "run"
+    return "".join(c if c.isascii() and c.isalnum() else "-" for c in name.lower()).strip("-")[:48] or "run"

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import re
 from functools import partial
 
 from aiohttp import web
@@ -10,6 +11,7 @@ from aiohttp import web
 from fedge.downlink.snapshot import downlink, encode_snapshot
 from fedge.layout import Vector
 from schemas.errors import Fault, InvalidInput
+from schemas.ids import NAME
 from schemas.messages import Assignment, Enroll, Enrolled, Receipts, UpdateStatus, Work
 from schemas.packing import CONTENT_TYPE, pack, unpack
 from schemas.status import Role
@@ -24,7 +26,7 @@ from server_app.problems import as_refused
 from server_app.traffic import Meter
 
 FRAMES = "application/octet-stream"
-MAX_ENROLL_BYTES = 64 * 1024
+MAX_ENROLL_BYTES = 32 * 1024
 
 
 def answer(message: Enrolled | Work | UpdateStatus | Receipts) -> web.Response:
@@ -37,7 +39,8 @@ async def enroll(request: web.Request) -> web.Response:
     context = request.app[CONTEXT]
     if (request.content_length or 0) > MAX_ENROLL_BYTES:
         raise Refused(413, "too_large", f"expected at most {MAX_ENROLL_BYTES} bytes of Enroll")
-    profile = unpack(Enroll, await request.read(), MAX_ENROLL_BYTES)
+    # Off the loop: anybody may send this, and reading the worst of it takes a while.
+    profile = await asyncio.to_thread(unpack, Enroll, await request.read(), MAX_ENROLL_BYTES)
     known = context.house.devices.by_credential.get(hash_secret(profile.credential))
     if profile.token is not None:
         demand(Role.ENROLL, profile.token, context.tokens)
@@ -104,7 +107,7 @@ def _poll(request: web.Request, longest: float) -> tuple[float, tuple[str, int] 
     query = request.query
     try:
         wait = min(max(float(query.get("wait", "0")), 0.0), longest)
-        pending = (query["run"], int(query["round"])) if "run" in query else None
+        pending = (_run_name(query["run"]), _round(query["round"])) if "run" in query else None
     except (KeyError, ValueError) as error:
         fault = Fault("", f"expected wait in seconds, and run and round or neither: {error}")
         raise InvalidInput("query", (fault,)) from None
@@ -185,8 +188,25 @@ def _with_progress(error: Exception, book: Book, device: Device) -> Exception:
 async def receipts(request: web.Request) -> web.Response:
     """All receipts of this device, of one run or of all."""
     context, device, _ = authenticate(request)
-    found = await context.house.store.receipts(device.id, request.query.get("run"))
+    run = request.query.get("run")
+    try:
+        found = await context.house.store.receipts(device.id, _run_name(run) if run is not None else None)
+    except ValueError as error:
+        raise InvalidInput("query", (Fault("run", str(error)),)) from None
     return answer(Receipts(receipts=tuple(found)))
+
+
+def _run_name(text: str) -> str:
+    if not re.fullmatch(NAME, text):
+        raise ValueError(f"expected the name of a run, got {text!r}")
+    return text
+
+
+def _round(text: str) -> int:
+    number = _number(text)
+    if number < 1:
+        raise ValueError(f"expected a round from 1, got {number}")
+    return number
 
 
 def _number(text: str) -> int:

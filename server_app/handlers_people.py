@@ -34,7 +34,7 @@ from server_app.errors import Refused
 log = logging.getLogger(__name__)
 
 KEEP_ALIVE_SECONDS = 15.0
-MAX_PLAN_BYTES = 64 * 1024
+MAX_BODY_BYTES = 64 * 1024
 
 
 def as_json(message: Model, status: int = 200) -> web.Response:
@@ -105,9 +105,7 @@ async def list_runs(request: web.Request) -> web.Response:
 async def start_run(request: web.Request) -> web.Response:
     """Queue a run of the plan in the body."""
     context = allow(request, Role.OPERATOR)
-    if (request.content_length or 0) > MAX_PLAN_BYTES:
-        raise Refused(413, "too_large", f"expected at most {MAX_PLAN_BYTES} bytes of plan")
-    plan = _plan(request.content_type, await request.text())
+    plan = _plan(request.content_type, await _text(request))
     row = await context.federation.start(plan)
     summary = RunSummary(
         run=row.run,
@@ -128,10 +126,24 @@ def _plan(content_type: str, text: str) -> Plan:
     raise Refused(415, "media_type", f"expected application/toml or application/json, got {content_type}")
 
 
+async def _text(request: web.Request) -> str:
+    """Return the body.
+
+    Raises:
+        Refused: 413, more than any plan takes; 400, no UTF-8.
+    """
+    if (request.content_length or 0) > MAX_BODY_BYTES or len(body := await request.read()) > MAX_BODY_BYTES:
+        raise Refused(413, "too_large", f"expected at most {MAX_BODY_BYTES} bytes")
+    try:
+        return body.decode()
+    except UnicodeDecodeError as error:
+        raise Refused(400, "encoding", f"expected UTF-8: {error}") from None
+
+
 def _json(text: str) -> object:
     try:
         return json.loads(text)
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise InvalidInput("body", (Fault("", f"not valid JSON: {error}"),)) from None
 
 
@@ -202,7 +214,7 @@ def _device(context: Context, name: str) -> DeviceStatus:
 async def create_token(request: web.Request) -> web.Response:
     """Make a token. It is shown once."""
     context = allow(request, Role.OPERATOR)
-    asked = parse(TokenRequest, _json(await request.text()), "token request")
+    asked = parse(TokenRequest, _json(await _text(request)), "token request")
     secret = new_secret()
     now = context.house.wall_clock()
     await context.house.store.add_token(hash_secret(secret), asked.role, asked.note, now)

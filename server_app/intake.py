@@ -19,7 +19,7 @@ from fedge.errors import CodecError, FrameError
 from fedge.frames import Frame, FrameReader, read_frame
 from fedge.layout import Layout, Vector
 from fedge.protocol.ledger import Conflict, Verdict
-from fedge.update import Stream, check_frame, decode_frame, update_bytes
+from fedge.update import Stream, check_frame, decode_delta, update_bytes
 from schemas.errors import PackingError
 from schemas.ids import DeviceId
 from schemas.messages import UpdateHeader, UpdateStatus
@@ -59,10 +59,14 @@ class Intake:
         async with book.turns.setdefault(device, asyncio.Lock()), body.arriving():
             pieces = body.pieces()
             header, rest = await _read_header(pieces, body)
-            if header.refusal is not None:
-                await self._refuse(book, device, header)
-            else:
-                await _Upload(self, book, device, header).take(rest, pieces, body)
+            try:
+                if header.refusal is not None:
+                    await self._refuse(book, device, header)
+                else:
+                    await _Upload(self, book, device, header).take(rest, pieces, body)
+            except Conflict as error:
+                book.note_conflict(device, str(error))
+                raise
         return book.status(device)
 
     async def _refuse(self, book: Book, device: DeviceId, header: UpdateHeader) -> None:
@@ -116,7 +120,7 @@ class _Upload:
         """Return what goes to the journal; the header goes with the first good frame, and never alone."""
         accepted = self.book.ledger.deliveries.get(self.device)
         header = accepted.header if accepted else self.header
-        frames = [self.book.frame_entry(self.device, header, data, frame, x) for data, frame, x in good]
+        frames = [self.book.frame_entry(self.device, data, frame, x) for data, frame, x in good]
         return frames if accepted or not frames else [self.book.header_entry(self.device, header), *frames]
 
     def _sift(self, group: Sequence[bytes]) -> tuple[list[tuple[bytes, Frame]], Exception | None]:
@@ -147,7 +151,7 @@ def _decode(frames: Sequence[Frame], stream: Stream) -> tuple[list[Vector], Code
     decoded: list[Vector] = []
     for frame in frames:
         try:
-            decoded.append(decode_frame(frame, stream))
+            decoded.append(decode_delta(frame, stream))
         except CodecError as error:
             return decoded, error
     return decoded, None

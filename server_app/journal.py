@@ -20,6 +20,7 @@ import asyncio
 import logging
 import os
 import struct
+import threading
 import zlib
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
@@ -67,6 +68,8 @@ class Journal:
         self.path = path
         self.size_bytes = size_bytes
         self._descriptor = descriptor
+        # Closing waits for a write under way: its descriptor might be another file's by then.
+        self._using = threading.Lock()
 
     @classmethod
     def open(cls, path: Path, replay: Callable[[Record], None]) -> Self:
@@ -95,19 +98,24 @@ class Journal:
             OSError: the disk is full or failing.
             JournalError: an earlier failure could not be undone.
         """
-        if self._descriptor < 0:
-            raise JournalError(f"expected an open journal, {self.path.name} was closed or failed")
         data = b"".join(record.to_bytes() for record in records)
-        try:
-            _write_at(self._descriptor, data, self.size_bytes)
-            os.fdatasync(self._descriptor)
-        except OSError:
-            self._undo()
-            raise
-        self.size_bytes += len(data)
+        with self._using:
+            if self._descriptor < 0:
+                raise JournalError(f"expected an open journal, {self.path.name} was closed or failed")
+            try:
+                _write_at(self._descriptor, data, self.size_bytes)
+                os.fdatasync(self._descriptor)
+            except OSError:
+                self._undo()
+                raise
+            self.size_bytes += len(data)
 
     def close(self) -> None:
-        """Close the file; closing twice is fine."""
+        """Close the file, after a write under way; closing twice is fine."""
+        with self._using:
+            self._close()
+
+    def _close(self) -> None:
         if self._descriptor >= 0:
             os.close(self._descriptor)
             self._descriptor = -1
@@ -129,7 +137,7 @@ class Journal:
             os.ftruncate(self._descriptor, self.size_bytes)
         except OSError:
             log.exception("journal cannot be cut back, no more records", extra={"journal": str(self.path)})
-            self.close()
+            self._close()
 
 
 def read_records(file: BinaryIO) -> Iterator[tuple[Record, int]]:

@@ -2,6 +2,8 @@
 
     w_k = n_k / n̄      n̄: mean examples of the devices eligible when the run's first round opened, fixed from then on
 
+Both are bounded against devices that overstate what they have (``fedge.protocol.offer.mean_size``, ``counted_size``).
+
 A device's w_k is fixed when it joins, whatever its data does later: FedDyn's duals are in units of it.
 """
 
@@ -9,12 +11,11 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
 from dataclasses import replace
-from statistics import fmean
 
 from fedge.budget import rate
 from fedge.errors import BudgetError
 from fedge.layout import Layout
-from fedge.protocol.offer import Standing
+from fedge.protocol.offer import Standing, counted_size, mean_size
 from schemas.ids import DeviceId
 from schemas.messages import Enroll
 from schemas.plan import Plan
@@ -56,8 +57,9 @@ class Eligibility:
 def join(run: RunRow, eligible: Iterable[Device], known: Mapping[DeviceId, Member]) -> tuple[RunRow, list[Member]]:
     """Return the run with n̄ fixed, and the eligible devices that are new in it."""
     sizes = {device.id: device.profile.tasks[run.plan.task].num_examples for device in eligible}
-    mean = run.mean_examples or (fmean(sizes.values()) if sizes else 0.0)
-    fresh = [Member(name, size, size / mean) for name, size in sizes.items() if name not in known]
+    mean = run.mean_examples or (mean_size(sizes.values()) if sizes else 0.0)
+    counted = {name: counted_size(size, mean) for name, size in sizes.items() if name not in known}
+    fresh = [Member(name, size, size / mean) for name, size in counted.items()]
     return replace(run, mean_examples=mean), fresh
 
 

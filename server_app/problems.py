@@ -15,6 +15,7 @@ from aiohttp.typedefs import Handler, Middleware
 
 from fedge.errors import BudgetError, CodecError, FedgeError, FrameError, UnknownName
 from fedge.protocol.ledger import Conflict
+from fedge.update import MagnitudeError
 from schemas.errors import Fault, InvalidInput, PackingError
 from schemas.status import Problem
 from server_app.devices import Device
@@ -68,6 +69,8 @@ def as_refused(error: Exception) -> Refused | None:
             return Refused(409, "conflict", str(error))
         case FrameError():
             return Refused(422, "frame", str(error))
+        case MagnitudeError():
+            return Refused(422, "magnitude", str(error))
         case CodecError():
             return Refused(422, "payload", str(error))
         case UnknownName():
@@ -75,7 +78,7 @@ def as_refused(error: Exception) -> Refused | None:
         case BudgetError() | FedgeError():
             return Refused(422, "invalid", str(error))
         case web.HTTPException() if error.status >= 400:
-            reason = (error.reason or "http").lower().replace(" ", "_")
+            reason = "too_large" if error.status == 413 else (error.reason or "http").lower().replace(" ", "_")
             return Refused(error.status, reason, error.text or error.reason or "")
         case OSError():
             return Refused(507, "not_stored", f"the aggregator could not write this down: {error.strerror}")

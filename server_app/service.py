@@ -22,6 +22,7 @@ from types import TracebackType
 from typing import Any, Self
 
 from aiohttp import web
+from sqlalchemy.exc import SQLAlchemyError
 
 from schemas.config import ServerConfig
 from schemas.status import Role
@@ -173,7 +174,11 @@ async def _save_devices(house: House) -> None:
     """Write down now and then who was there; every round's end does, too."""
     while True:
         await asyncio.sleep(SAVE_SECONDS)
-        await house.store.save_devices(house.devices.take_changed())
+        try:
+            await house.store.save_devices(house.devices.take_changed())
+        except (OSError, SQLAlchemyError):
+            # Nothing that counts is lost: who was seen when, and their traffic, come with the next request.
+            log.exception("devices not saved")
 
 
 @asynccontextmanager

@@ -57,7 +57,9 @@ class Meter:
             account.down += down
 
     def watch(self, on_close: Callable[[], None]) -> Callable[[], None]:
-        """Call ``on_close`` when the connection closes; returns what takes it back."""
+        """Call ``on_close`` when the connection closes, at once if it has; returns what takes it back."""
+        if self.is_closed:
+            on_close()
         self._on_close.add(on_close)
         return lambda: self._on_close.discard(on_close)
 
@@ -137,7 +139,11 @@ class TrafficBook:
         return listener
 
     def meter(self, request: web.BaseRequest) -> Meter:
-        """Return the meter of the request's connection; a fresh one where that is closed already."""
+        """Return the meter of the request's connection; one that is closed where that is."""
         transport = request.transport
         handle = transport.get_extra_info("socket") if transport is not None else None
-        return self._meters.get(handle.fileno() if handle is not None else -1) or Meter()
+        found = self._meters.get(handle.fileno() if handle is not None else -1)
+        if found is None:
+            found = Meter()
+            found.is_closed = True
+        return found

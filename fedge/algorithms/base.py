@@ -11,7 +11,7 @@ devices start from a lossy copy of the params, so only differences from what eac
 from __future__ import annotations
 
 from collections.abc import Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, ClassVar, Protocol
 
 import numpy as np
@@ -47,6 +47,10 @@ class ServerState:
     params: Floats
     published: Floats
     h: npt.NDArray[np.float64] | None = None
+
+    def without_duals(self) -> ServerState:
+        """Return the state a new dual epoch starts from: every device's dual is 0 in it, so h is, and they agree."""
+        return self if self.h is None else replace(self, h=np.zeros_like(self.h))
 
 
 class Algorithm(Protocol):

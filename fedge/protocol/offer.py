@@ -5,7 +5,10 @@ Both are pure functions of the plan and of what was accepted, so the service and
 
 from __future__ import annotations
 
+import sys
+from collections.abc import Iterable
 from dataclasses import dataclass
+from statistics import fmean, median_low
 
 from fedge.budget import rate
 from fedge.layout import Layout
@@ -18,18 +21,37 @@ from schemas.plan import Plan
 from schemas.specs import Limits
 from schemas.status import RoundPhase
 
+MAX_RELATIVE_SIZE = 10.0
+"""No device counts for more than this many mean devices, whatever it says it has."""
+
 
 @dataclass(frozen=True, slots=True)
 class Standing:
     """What the aggregator remembers of a device in a run.
 
-    ``relative_size`` is w_k = n_k / mean(n), fixed when the device first takes part; ``last_applied`` the last round of
-    the present dual epoch in which any segment of it was applied, 0 if none.
+    ``relative_size`` is w_k = n_k / mean(n) (``counted_size``, ``mean_size``), fixed when the device first takes part;
+    ``last_applied`` the last round of the present dual epoch in which any segment of it was applied, 0 if none.
     """
 
     relative_size: float
     last_applied: int
     limits: Limits
+
+
+def mean_size(sizes: Iterable[int]) -> float:
+    """Return the mean number of examples, each size counted as at most ``MAX_RELATIVE_SIZE`` times their lower median.
+
+    Devices say themselves how much they have. A plain mean would let one that claims 2^53 examples shrink every other
+    device's w_k to nothing; the median does not move as long as more than half tell the truth.
+    """
+    sizes = list(sizes)
+    most = MAX_RELATIVE_SIZE * median_low(sizes)
+    return fmean(min(size, most) for size in sizes)
+
+
+def counted_size(size: int, mean: float) -> int:
+    """Return how many of a device's ``size`` examples count where the mean device has ``mean``: at least 1."""
+    return min(size, max(1, int(MAX_RELATIVE_SIZE * mean)))
 
 
 def quota_of(plan: Plan) -> Quota:
@@ -48,7 +70,8 @@ def assign(
     """
     uplink_bits = rate(layout, plan.uplink, standing.limits.uplink)
     downlink_bits = rate(layout, plan.downlink, standing.limits.downlink)
-    learning_rate = plan.local.learning_rate * plan.local.learning_rate_decay ** (round.number - 1)
+    decay = plan.local.learning_rate_decay ** (round.number - 1)
+    learning_rate = max(plan.local.learning_rate * decay, sys.float_info.min)  # an assignment's is above 0
     return Assignment(
         run=RunId(run),
         round=round.number,

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from functools import partial
 
 import numpy as np
@@ -18,11 +18,11 @@ from fedge.protocol import coordinator
 from fedge.protocol import run as runs
 from fedge.protocol.coordinator import CohortChosen, DeviceGone, Round, UpdateReceived
 from fedge.protocol.ledger import Ledger, Verdict
-from fedge.protocol.offer import Standing, assign, certify, quota_of
+from fedge.protocol.offer import Standing, assign, certify, counted_size, mean_size, quota_of
 from fedge.selection import choose_cohort
 from fedge.simulation.clock import Clock
 from fedge.simulation.world import World
-from fedge.update import check_frame, decode_frame, uplink
+from fedge.update import check_frame, decode_delta, uplink
 from schemas.ids import RunId
 from schemas.messages import Assignment, Receipt, Refusal, UpdateHeader, UpdateStatus, Work
 from schemas.plan import Plan
@@ -58,7 +58,9 @@ class Aggregator:
         on_round: Callable[[Aggregator], None],
     ) -> None:
         self.plan, self.world, self.layout, self.algorithm, self.state = plan, world, layout, algorithm, state
-        self.sizes, self.clock, self.on_round = sizes, clock, on_round
+        self.mean_size = mean_size(sizes.values())
+        self.sizes = {device: counted_size(size, self.mean_size) for device, size in sizes.items()}
+        self.clock, self.on_round = clock, on_round
         self.run = runs.Run(plan.rounds, plan.abandon_after)
         self.round = Round(0, quota_of(plan))
         self.ledger, self.sums = Ledger(len(layout.segments)), SegmentSums(layout)
@@ -114,20 +116,20 @@ class Aggregator:
             return self.status(device, round_number)
         self.ledger.take_header(device, header)
         for data in frames:
-            self._take_frame(device, header, data)
+            self._take_frame(device, data)
         if self.ledger.is_complete(device):
             self._round_step(UpdateReceived(device, header.update))
         return self.status(device, round_number)
 
-    def _take_frame(self, device: str, header: UpdateHeader, data: bytes) -> None:
+    def _take_frame(self, device: str, data: bytes) -> None:
         frame, spec = read_frame(data), self._assignments[device].uplink
         check_frame(self.layout, frame, spec.codec, spec.bits)
         checksum = int.from_bytes(data[16:20], "little")
         self.frame_traffic.up += len(data)
         if self.ledger.check_frame(device, frame.segment, checksum) is Verdict.NEW:
-            x = decode_frame(frame, uplink(self.plan.seed, self.round.number, device))
+            x = decode_delta(frame, uplink(self.plan.seed, self.round.number, device))
             self.ledger.take_frame(device, frame.segment, checksum)
-            self.sums.add(frame.segment, x, self.algorithm.weight(header.num_examples))
+            self.sums.add(frame.segment, x, self.algorithm.weight(self.sizes[device]))
 
     def _check_open(self, round_number: int) -> None:
         if round_number != self.round.number or not self.round.is_open:
@@ -207,7 +209,7 @@ class Aggregator:
             if receipt.applied:
                 self.last_applied[device] = self.round.number
         if self.reset_duals and self.state.h is not None:
-            self.state = replace(self.state, h=np.zeros_like(self.state.h))
+            self.state = self.state.without_duals()
             self.dual_epoch, self.reset_duals, self.last_applied = self.dual_epoch + 1, False, {}
         self.on_round(self)
         # Planned, not called: rounds that nobody answers would otherwise nest without end.
@@ -218,7 +220,7 @@ class Aggregator:
         self._wake()
 
     def _relative_size(self, device: str) -> float:
-        return self.sizes[device] / (sum(self.sizes.values()) / len(self.sizes))
+        return self.sizes[device] / self.mean_size
 
     def _applied(self, device: str) -> int:
         return self.last_applied.get(device, 0) if isinstance(self.plan.algorithm, FedDyn) else 0

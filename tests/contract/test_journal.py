@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import errno
 import os
+import threading
 from pathlib import Path
 
 import pytest
@@ -164,3 +165,22 @@ async def test_a_full_disk_is_an_error_for_those_who_wait_and_for_nobody_else(
     await running
     assert [record.device for record in reread(tmp_path / "j")] == ["good", "later"]
     assert "fold lost" not in disk.events and "take lost" not in disk.events
+
+
+def test_closing_waits_for_a_write_under_way(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    journal = Journal.open(tmp_path / "j", lambda record: None)
+    closing = threading.Thread(target=journal.close)
+    real = os.fdatasync
+
+    def sync(descriptor: int) -> None:
+        closing.start()
+        closing.join(0.05)
+        real(descriptor)  # fails where the descriptor is closed, or worse, another file's
+
+    monkeypatch.setattr(os, "fdatasync", sync)
+    journal.append(RECORDS)
+    closing.join()
+    monkeypatch.undo()
+    assert reread(tmp_path / "j") == RECORDS
+    with pytest.raises(JournalError):
+        journal.append(RECORDS)

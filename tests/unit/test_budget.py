@@ -56,3 +56,8 @@ def test_float32_has_one_rate_only():
         rate(LAYOUT, spec, LinkLimit(bytes_per_round=needed - 1))
     with pytest.raises(BudgetError, match="codec is none"):
         rate(LAYOUT, spec, LinkLimit(bits=1.0))
+
+
+def test_a_speed_and_a_deadline_beyond_all_numbers_are_no_limit():
+    endless = LinkLimit(bytes_per_second=1e200, deadline_seconds=1e200)
+    assert rate(LAYOUT, UplinkSpec(bits=3.0), endless) == 3.0

@@ -16,14 +16,15 @@ TEXT = {".py", ".md", ".toml", ".txt", ".c", ".html", ".json", ".service", ".sh"
 SKIPPED = {".git", ".venv", "build", "dist", "data", "__pycache__", "reports", "results", ".hypothesis"}
 
 
-def is_ours(folder: str) -> bool:
-    return folder not in SKIPPED and not folder.endswith((".egg-info", "_cache"))
+def is_ours(folder: Path) -> bool:
+    is_environment = (folder / "pyvenv.cfg").exists()
+    return folder.name not in SKIPPED and not folder.name.endswith((".egg-info", "_cache")) and not is_environment
 
 
 def texts() -> list[Path]:
     found = []
     for folder, subfolders, names in os.walk(ROOT):
-        subfolders[:] = filter(is_ours, subfolders)
+        subfolders[:] = [name for name in subfolders if is_ours(Path(folder) / name)]
         found += [Path(folder) / name for name in names if Path(name).suffix in TEXT]
     return found
 

@@ -6,7 +6,19 @@ from fedge.errors import CodecError, FrameError
 from fedge.frames import Frame, read_frame
 from fedge.layout import Kind, Layout, TensorSpec
 from fedge.seeds import uniform
-from fedge.update import check_frame, decode_frame, decode_segments, encode_update, float32_bytes, update_bytes, uplink
+from fedge.update import (
+    LARGEST_MAGNITUDE,
+    MagnitudeError,
+    Stream,
+    check_frame,
+    decode_delta,
+    decode_frame,
+    decode_segments,
+    encode_update,
+    float32_bytes,
+    update_bytes,
+    uplink,
+)
 
 LAYOUT = Layout.of(
     [
@@ -114,3 +126,16 @@ def test_a_snapshot_that_is_not_whole_is_refused():
         decode_snapshot(LAYOUT, frames[1:], stream, "eden", 4.0)
     with pytest.raises(FrameError, match="got it twice"):
         decode_snapshot(LAYOUT, [frames[0], *frames], stream, "eden", 4.0)
+
+
+def test_a_delta_beyond_all_training_is_neither_encoded_nor_decoded() -> None:
+    large = X.copy()
+    large[-1] = -2 * LARGEST_MAGNITUDE
+    with pytest.raises(MagnitudeError, match="expected changes of at most"):
+        encode_update(LAYOUT, large, STREAM, "eden", 1.0)
+    elsewhere = encode_update(LAYOUT, large, Stream(STREAM.seed, "down", 1, "a"), "none", 32.0)
+    with pytest.raises(MagnitudeError):
+        decode_delta(read_frame(elsewhere[-1]), STREAM)
+    large[-1] = -LARGEST_MAGNITUDE
+    frame = read_frame(encode_update(LAYOUT, large, STREAM, "none", 32.0)[-1])
+    assert decode_delta(frame, STREAM)[-1] == -LARGEST_MAGNITUDE

@@ -34,6 +34,17 @@ def test_sizes_are_relative_to_the_mean_of_the_first_round_and_stay() -> None:
     assert (later.mean_examples, more) == (20.0, [Member(DeviceId("c"), 40, 2.0)])
 
 
+def test_a_claim_beyond_all_others_is_cut_and_leaves_their_sizes_as_they_are() -> None:
+    honest = [device(name, 10) for name in "abcd"]
+    run, fresh = planning.join(RUN, [*honest, device("liar", 2**53)], {})
+    assert run.mean_examples == 28.0  # the liar's counts as ten times the median
+    assert [member.num_examples for member in fresh] == [10, 10, 10, 10, 280]
+    _, (late,) = planning.join(run, [device("late", 2**53)], {})
+    assert (late.num_examples, late.relative_size) == (280, 10.0)
+    _, (tiny,) = planning.join(replace(RUN, mean_examples=0.01), [device("tiny", 1)], {})
+    assert tiny.num_examples == 1
+
+
 def test_a_device_is_kept_out_with_the_reason() -> None:
     assert planning.obstacle(PLAN, LAYOUT, device("a")) is None
     other_layout = planning.obstacle(PLAN, LAYOUT, device("a", layout="0" * 32))
