@@ -77,6 +77,7 @@ async def run_device(home: Home, trainer: Trainer, wrap: Callable[[Link], Link] 
         TrainerError: none of its tasks can be trained.
     """
     config, credential = home.config(), home.credential()
+    home.expect_enrolled()
     spool = Spool(home.spool_path, home.disk)
     with home.locked():
         async with connect(config, credential) as link:

@@ -23,7 +23,7 @@ import click
 
 from device_app import doctor as checks
 from device_app import service
-from device_app.enrolment import enroll_device
+from device_app.enrolment import changes, enroll_device, previous
 from device_app.errors import AggregatorError, DeviceError, HomeError, TrainerError, Unauthorised
 from device_app.faults import CutLink
 from device_app.home import Home, default_home
@@ -32,9 +32,11 @@ from device_app.logs import set_up
 from device_app.status import describe
 from device_app.trainer import Trainer
 from device_app.transport import Link
-from schemas.base import parse
+from fedge.tasks.base import full_path
+from schemas.base import Model, parse
 from schemas.config import DeviceConfig
 from schemas.errors import InvalidInput
+from schemas.ids import Secret
 
 P = ParamSpec("P")
 
@@ -76,6 +78,12 @@ home_option = click.option(
 )
 
 
+class EnrolmentToken(Model):
+    """What ``--token`` takes."""
+
+    token: Secret
+
+
 @click.group(context_settings={"help_option_names": ["-h", "--help"]}, epilog=(__doc__ or "").split("\n\n", 1)[1])
 @click.version_option(package_name="fedge")
 def main() -> None:
@@ -102,8 +110,13 @@ def main() -> None:
 def enroll(home: Path, token: str, **options: Any) -> None:
     """Make this device known to an aggregator. Repeating it is safe."""
     config = _config(options)
+    parse(EnrolmentToken, {"token": token}, "enroll")
+    before = previous(Home(home))
     device = asyncio.run(_enroll(Home(home), config, token))
-    click.echo(f"enrolled as {device}; start it with: fedge-device run --home {home}")
+    for line in changes(before, config):
+        click.echo(line)
+    taken = f" (another device is called {config.name})" if device != config.name else ""
+    click.echo(f"enrolled as {device}{taken}; start it with: fedge-device run --home {home}")
 
 
 async def _enroll(home: Home, config: DeviceConfig, token: str) -> str:
@@ -117,7 +130,7 @@ def _config(options: dict[str, Any]) -> DeviceConfig:
     document = {
         "server": options["server"].rstrip("/"),
         "name": options["name"] or host_name(),
-        "tasks": [{"task": options["task"], "data": dict(map(_pair, options["data"]))}],
+        "tasks": [{"task": full_path(options["task"]), "data": dict(map(_pair, options["data"]))}],
         "limits": {"uplink": _given(uplink), "downlink": _given(downlink)},
         "threads": options["threads"],
         "tls_ca": options["tls_ca"],
@@ -209,9 +222,15 @@ def doctor(home: Path, as_json: bool) -> None:
         click.echo(json.dumps([finding.to_json() for finding in findings], indent=2))
     else:
         for finding in findings:
-            click.echo(f"{'ok  ' if finding.is_good else 'BAD '} {finding.what}: {finding.detail}")
+            click.echo(f"{_mark(finding)} {finding.what}: {finding.detail}")
     if not all(finding.is_good for finding in findings):
         raise SystemExit(1)
+
+
+def _mark(finding: checks.Finding) -> str:
+    if not finding.is_good:
+        return "BAD "
+    return "WARN" if finding.is_warning else "ok  "
 
 
 @main.command()

@@ -17,6 +17,7 @@ from aiohttp import ClientError, ClientSession
 from device_app.errors import DeviceError, HomeError
 from device_app.home import Home
 from device_app.trainer import Trainer
+from device_app.transport import said
 from fedge import codecs
 from schemas.config import DeviceConfig
 
@@ -28,11 +29,12 @@ HEALTHY = 200
 
 @dataclass(frozen=True, slots=True)
 class Finding:
-    """One thing that was looked at."""
+    """One thing that was looked at; a warning is about something that works, though not as it should."""
 
     what: str
     is_good: bool
     detail: str
+    is_warning: bool = False
 
     def to_json(self) -> dict[str, Any]:
         """Return the finding as a dict of JSON values."""
@@ -45,6 +47,7 @@ async def examine(home: Home) -> list[Finding]:
     try:
         config = home.config()
         home.credential()
+        home.expect_enrolled()
     except HomeError as error:
         return [*findings, Finding("enrolment", False, str(error))]
     findings.append(Finding("enrolment", True, f"{config.name} of {config.server}"))
@@ -58,7 +61,7 @@ def python() -> Finding:
 
 def native() -> Finding:
     """Look for the C extension: without it all works, slower."""
-    return Finding("codecs", True, codecs.native_status())
+    return Finding("codecs", True, codecs.native_status(), is_warning=not codecs.native_available())
 
 
 def disk(home: Home) -> Finding:
@@ -87,7 +90,7 @@ async def server(config: DeviceConfig) -> list[Finding]:
         ):
             at, status = response.headers.get("Date", ""), response.status
     except (ClientError, OSError, TimeoutError) as error:
-        return [Finding("aggregator", False, f"{config.server}: {error or type(error).__name__}")]
+        return [Finding("aggregator", False, f"{config.server}: {said(error)}")]
     found = Finding("aggregator", status == HEALTHY, f"{config.server} answered {status}")
     try:
         ahead = time.time() - parsedate_to_datetime(at).timestamp()

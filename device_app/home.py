@@ -2,6 +2,7 @@
 
 device.toml    its configuration (``schemas.config.DeviceConfig``; ``deploy/device.toml`` documents each key)
 credential     its secret, made here, readable by its owner alone
+device         the id the aggregator gave it; empty from the start of an enrolment to its success
 lock           held while an agent runs
 spool/         what must survive a power cut (``device_app.spool``)
 """
@@ -25,6 +26,7 @@ from schemas.config import DeviceConfig
 from schemas.errors import InvalidInput
 
 CREDENTIAL_BYTES = 32
+REMEDY = "run 'fedge-device enroll'"
 
 
 def default_home() -> Path:
@@ -50,14 +52,36 @@ class Home:
         return self.root / "credential"
 
     @property
+    def device_path(self) -> Path:
+        """Where the id lies that the aggregator gave this device."""
+        return self.root / "device"
+
+    @property
     def spool_path(self) -> Path:
         """Where the spool lies."""
         return self.root / "spool"
 
     @property
-    def is_enrolled(self) -> bool:
-        """Whether ``enroll`` was begun here: there is a configuration and a credential."""
-        return self.config_path.exists() and self.credential_path.exists()
+    def device(self) -> str | None:
+        """The id the aggregator gave: "" while no enrolment succeeded, None where only the aggregator can tell."""
+        try:
+            return self.device_path.read_text("ascii").strip()
+        except (OSError, UnicodeDecodeError):
+            return None
+
+    def write_device(self, device: str) -> None:
+        """Keep the id the aggregator gave, durably; "" says that there is none yet."""
+        self._make()
+        self.disk.write(self.device_path, [device.encode()])
+
+    def expect_enrolled(self) -> None:
+        """Return where an enrolment succeeded, or nobody knows.
+
+        Raises:
+            HomeError: an enrolment was begun here and none succeeded.
+        """
+        if self.device == "":
+            raise HomeError(f"{self.root} is not enrolled: its enrolment did not succeed; {REMEDY}")
 
     def config(self) -> DeviceConfig:
         """Return the configuration.

@@ -56,6 +56,7 @@ def install(home: Home, user: str, unit: Path = UNIT) -> list[str]:
     """
     home.config()
     home.credential()
+    home.expect_enrolled()
     user = user or getpass.getuser()
     try:
         pwd.getpwnam(user)

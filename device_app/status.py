@@ -6,7 +6,7 @@ from datetime import UTC, datetime
 from typing import Any
 
 from device_app.errors import StateLost
-from device_app.home import Home
+from device_app.home import REMEDY, Home
 from device_app.spool import Spool
 from fedge.protocol.participant import Participant
 
@@ -19,7 +19,8 @@ def describe(home: Home) -> dict[str, Any]:
     """
     config, spool = home.config(), Spool(home.spool_path)
     facts: dict[str, Any] = {
-        "device": str(config.name),
+        "device": home.device or str(config.name),
+        "enrolment": _enrolment(home.device),
         "server": config.server,
         "home": str(home.root),
         "tasks": ", ".join(task.task for task in config.tasks),
@@ -31,6 +32,12 @@ def describe(home: Home) -> dict[str, Any]:
         facts["phase"] = f"lost: {error}"
     facts["spool_bytes"] = sum(path.stat().st_size for path in home.spool_path.glob("*"))
     return facts
+
+
+def _enrolment(device: str | None) -> str:
+    if device is None:
+        return "unknown: the aggregator tells when the agent runs"
+    return f"enrolled as {device}" if device else f"not enrolled: {REMEDY}"
 
 
 def _of_state(state: Participant) -> dict[str, Any]:

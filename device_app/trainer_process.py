@@ -32,6 +32,7 @@ from torch import nn
 
 from fedge.algorithms.base import LocalTerms
 from fedge.algorithms.local import LocalSpec, train
+from fedge.errors import FedgeError
 from fedge.layout import Layout
 from fedge.tasks.base import Dataset, Task, load
 from fedge.tasks.torch_model import layout_of
@@ -84,7 +85,7 @@ class Desk:
             try:
                 answer, vectors = self.answer(request, parts)
             except Exception as error:  # a task is other people's code: whatever it raises is an answer
-                reason = f"{type(error).__name__}: {error}"
+                reason = str(error) if isinstance(error, FedgeError) else f"{type(error).__name__}: {error}"
                 answer, vectors = {"event": "failed", "reason": reason[:400]}, []
             self.cancelled.discard(request["id"])
             self.say(request, answer, vectors)

@@ -15,6 +15,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import os
 import ssl
 from collections.abc import AsyncIterator, Callable, Mapping
 from contextlib import AbstractAsyncContextManager, asynccontextmanager
@@ -25,6 +26,7 @@ import aiohttp
 from yarl import URL
 
 from device_app.errors import AggregatorError, Declined, RoundGone, Unauthorised, Unreachable
+from device_app.home import REMEDY
 from schemas.base import parse
 from schemas.config import DeviceConfig
 from schemas.status import Problem
@@ -123,8 +125,7 @@ class HttpLink:
         except TimeoutError as error:
             raise Unreachable(f"{method} {url}: no answer within its time", "timeout") from error
         except (aiohttp.ClientError, OSError) as error:
-            reason = str(error) or type(error).__name__
-            raise Unreachable(f"{method} {url}: {reason}", "no_connection") from error
+            raise Unreachable(f"{method} {url}: {said(error)}", "no_connection") from error
 
 
 @asynccontextmanager
@@ -139,6 +140,14 @@ async def connect(config: DeviceConfig, credential: str) -> AsyncIterator[HttpLi
         cookie_jar=aiohttp.DummyCookieJar(),
     ) as session:
         yield HttpLink(session, URL(config.server), {"Authorization": f"Bearer {credential}"})
+
+
+def said(error: Exception) -> str:
+    """Return why there is no connection, without the address, which the caller names."""
+    cause: BaseException = error.os_error if isinstance(error, aiohttp.ClientConnectorError) else error
+    if isinstance(cause, OSError) and (cause.errno or 0) > 0 and not isinstance(cause, ssl.SSLError):
+        return os.strerror(cause.errno or 0).lower()
+    return str(cause) or type(cause).__name__
 
 
 async def _chunks(response: aiohttp.ClientResponse, deadline: asyncio.Timeout) -> AsyncIterator[bytes]:
@@ -156,7 +165,7 @@ async def _error(response: aiohttp.ClientResponse) -> AggregatorError:
     message = f"{said}: {problem.detail or problem.title}"
     wait = _seconds(response.headers.get("Retry-After"))
     if response.status in (401, 403) and problem.reason != "not_invited":
-        return Unauthorised(message, problem.reason)
+        return Unauthorised(f"{message}; {REMEDY} with a token it gave", problem.reason)
     if response.status in (403, 404, 410):
         return RoundGone(message, problem.reason)
     if response.status in (408, 429) or response.status >= 500:

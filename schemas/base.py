@@ -6,6 +6,7 @@ Every model is frozen, forbids unknown keys and takes no type for another (``"3"
 from __future__ import annotations
 
 import difflib
+import re
 import tomllib
 from collections.abc import Mapping
 from typing import Any, TypeVar, get_args
@@ -14,6 +15,7 @@ from pydantic import BaseModel, ConfigDict, ValidationError
 from pydantic_core import ErrorDetails
 
 from schemas.errors import Fault, InvalidInput
+from schemas.ids import EXPECTED
 
 SECRET_KEYS = (("token",), ("credential",))
 """Keys whose values no message repeats: an error is logged, shown and stored."""
@@ -72,11 +74,32 @@ def _fault(model: type[BaseModel], details: ErrorDetails) -> Fault:
         return Fault(".".join(_visible(model, path)), "missing; this key is required")
     if kind.startswith("union_tag"):
         return _tag_fault(path, details)
+    if kind == "string_pattern_mismatch":
+        return Fault(".".join(_visible(model, path)), _pattern_fault(path, details))
     message = details["msg"].removeprefix("Value error, ").removeprefix("Input ")
     shown = repr(details["input"])
     is_quiet = kind == "value_error" or path[-1:] in SECRET_KEYS
     came = "" if is_quiet else f", got {shown[:80]}"
-    return Fault(".".join(_visible(model, path)), message[:1].lower() + message[1:] + came)
+    return Fault(".".join(_visible(model, path)), message[:1].lower() + message[1:] + came + _nearest(details))
+
+
+def _pattern_fault(path: tuple[str, ...], details: ErrorDetails) -> str:
+    """A pattern in words; of a secret, its length alone."""
+    pattern, came = details.get("ctx", {}).get("pattern", ""), str(details["input"])
+    expected = EXPECTED.get(pattern, f"text that matches {pattern}")
+    is_secret = path[-1:] in SECRET_KEYS
+    return f"expected {expected}{'; ' if is_secret else ', '}got " + (
+        f"{len(came)} characters" if is_secret else repr(came)[:80]
+    )
+
+
+def _nearest(details: ErrorDetails) -> str:
+    """Where one of a few words was expected, the nearest to the one that came."""
+    if details["type"] != "literal_error":
+        return ""
+    words = re.findall(r"'([^']*)'", str(details.get("ctx", {}).get("expected", "")))
+    near = difflib.get_close_matches(str(details["input"]), words, n=1, cutoff=0.5)
+    return f"; did you mean {near[0]!r}?" if near else ""
 
 
 def _tag_fault(path: tuple[str, ...], details: ErrorDetails) -> Fault:

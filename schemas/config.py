@@ -7,7 +7,7 @@ from typing import Any
 from pydantic import Field
 
 from schemas.base import Model
-from schemas.ids import DeviceName, TaskPath
+from schemas.ids import DeviceName, LogLevel, ServerUrl, TaskPath
 from schemas.specs import Limits
 
 
@@ -30,7 +30,7 @@ class ServerConfig(Model):
     )
     tls_certificate: str = ""
     tls_key: str = ""
-    log_level: str = Field(default="INFO", pattern="^(DEBUG|INFO|WARNING|ERROR)$")
+    log_level: LogLevel = "INFO"
 
 
 class TaskConfig(Model):
@@ -43,11 +43,11 @@ class TaskConfig(Model):
 class DeviceConfig(Model):
     """``fedge-device run``; ``fedge-device enroll`` writes the first one."""
 
-    server: str = Field(pattern=r"^https?://[^\s/]+(:\d+)?(/.*)?$")
+    server: ServerUrl
     name: DeviceName
     tasks: tuple[TaskConfig, ...] = Field(min_length=1)
     limits: Limits = Limits()
     wait_seconds: float = Field(default=50.0, gt=0, le=600, description="long poll asked for")
     threads: int = Field(default=1, ge=1, description="torch threads of the trainer")
     tls_ca: str = Field(default="", description="certificate authority of the server, where it is private")
-    log_level: str = Field(default="INFO", pattern="^(DEBUG|INFO|WARNING|ERROR)$")
+    log_level: LogLevel = "INFO"

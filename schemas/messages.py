@@ -18,10 +18,9 @@ from typing import Annotated
 from pydantic import Field, StringConstraints
 
 from schemas.base import Model
-from schemas.ids import DeviceName, Digest, RunName, TaskPath
+from schemas.ids import DeviceName, Digest, RunName, Secret, TaskPath
 from schemas.specs import AlgorithmSpec, DownlinkSpec, Limits, LocalSpec, UplinkSpec
 
-Secret = Annotated[str, StringConstraints(pattern=r"^[A-Za-z0-9_-]{32,128}$")]
 Text = Annotated[str, StringConstraints(max_length=500)]
 
 

@@ -25,6 +25,11 @@ KNOWN: tuple[str, ...] = ("fedge.tasks.wisdm:task",)
 """The tasks that come with fedge."""
 
 
+def full_path(name: str) -> str:
+    """Return the path of the task of ``KNOWN`` whose module is called ``name``; any other name as it is."""
+    return {path.rpartition(".")[2].partition(":")[0]: path for path in KNOWN}.get(name, name)
+
+
 @dataclass(frozen=True, slots=True, eq=False)
 class Dataset:
     """Examples: ``inputs`` ``[n, ..]`` and ``targets`` ``[n, ..]``.

@@ -57,11 +57,14 @@ class Wisdm:
 
     def train_data(self, options: Mapping[str, object]) -> Dataset:
         """Return the training examples of one person, ``inputs`` float32 ``[n, 43]``, ``targets`` int64 ``[n]``."""
+        unknown = ", ".join(sorted(set(options) - {"user"}))
         user = options.get("user")
         if isinstance(user, str) and user.isdecimal():
             user = int(user)
-        if set(options) != {"user"} or isinstance(user, bool) or user not in USERS:
-            raise TaskError(f"task 'wisdm': expected the option user, {USERS[0]}..{USERS[-1]}, got {dict(options)}")
+        if unknown or isinstance(user, bool) or user not in USERS:
+            wrong = f"unknown option {unknown}; " if unknown else ""
+            expected = f"expected the option user, {USERS[0]}..{USERS[-1]}"
+            raise TaskError(f"task 'wisdm': {wrong}{expected}, got {dict(options)}")
         archive = _archive()
         return _dataset(archive, (archive["user"] == user) & ~archive["is_test"])
 

@@ -40,10 +40,16 @@ def test_updates_follow_the_cohort_where_they_are_left_out() -> None:
         (LEAST + '[algorithm]\nname = "feddyn"\nalhpa = 1.0\n', "algorithm.alhpa: unknown key; did you mean 'alpha'?"),
         (LEAST + '[algorithm]\nname = "fedavgg"\n', "did you mean 'fedavg'?"),
         (LEAST + "[algorithm]\nalpha = 0.1\n", "algorithm.name: missing"),
-        (LEAST + '[uplink]\ncodec = "edn"\n', "uplink.codec: "),
+        (
+            LEAST + '[uplink]\ncodec = "edn"\n',
+            "codec: should be 'eden' or 'none', got 'edn'; did you mean 'eden'?",
+        ),
         (LEAST + "[uplink]\nbits = 9\n", "uplink.bits: should be less than or equal to 8, got 9"),
         ('task = "fedge.tasks.wisdm:task"\n', "rounds: missing; this key is required"),
-        ('task = "wisdm"\nrounds = 3\n', "task: "),
+        (
+            'task = "wisdm"\nrounds = 3\n',
+            "fedge.tasks.wisdm:task, got 'wisdm'",
+        ),
         ('task = "a:b"\nrounds = "3"\n', "rounds: should be a valid integer, got '3'"),
         ('task = "a:b"\nrounds = 0\n', "rounds: should be greater than or equal to 1, got 0"),
         (LEAST + "[cohort]\ndevices = 4\nupdates = {min = 5, max = 4}\n", "got 5 > 4"),
