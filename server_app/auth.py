@@ -40,12 +40,18 @@ def bearer(request: web.BaseRequest) -> str:
     """Return the secret in the ``Authorization`` header.
 
     Raises:
-        Refused: 401, there is none.
+        Refused: 401, there is none, or none that could be ours. The message repeats nothing of it.
     """
-    scheme, _, secret = request.headers.get("Authorization", "").partition(" ")
-    secret = secret.strip()
-    if scheme.lower() != "bearer" or not _SECRET.fullmatch(secret):
+    header = request.headers.get("Authorization", "").strip()
+    if not header:
         raise Refused(401, "unauthorized", "expected the header Authorization: Bearer <token>, got none")
+    scheme, _, secret = header.partition(" ")
+    secret = secret.strip()
+    if scheme.lower() != "bearer":
+        raise Refused(401, "unauthorized", "expected the header Authorization: Bearer <token>, got another scheme")
+    if not _SECRET.fullmatch(secret):
+        expected = "a token of 32 to 128 letters, digits, '-' and '_'"
+        raise Refused(401, "unauthorized", f"expected {expected}, got {len(secret)} characters that are none")
     return secret
 
 
@@ -57,6 +63,11 @@ def demand(role: Role, secret: str, tokens: Mapping[str, Role]) -> None:
     """
     held = tokens.get(hash_secret(secret))
     if held is None:
-        raise Refused(401, "unauthorized", f"expected a valid {role} token, got one that is unknown")
+        raise Refused(401, "unauthorized", f"expected {_a_token(role)}, got one that is unknown")
     if held not in ALLOWED[role]:
-        raise Refused(403, "forbidden", f"expected a {role} token, got one for {held}")
+        raise Refused(403, "forbidden", f"expected {_a_token(role)}, got one for {held}")
+
+
+def _a_token(role: Role) -> str:
+    article = "an" if role[0] in "aeiou" else "a"
+    return f"{article} {role} token"

@@ -20,7 +20,7 @@ from __future__ import annotations
 
 import asyncio
 import json
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Self, TypeVar
@@ -47,6 +47,8 @@ M = TypeVar("M", bound=Model)
 
 ANSWER_SECONDS = 60.0
 LOOK_SECONDS = 0.5
+PATIENCE_SECONDS = 120.0
+LONGEST_PAUSE_SECONDS = 8.0
 OVER = (RunPhase.FINISHED, RunPhase.STOPPED, RunPhase.FAILED)
 
 
@@ -150,16 +152,43 @@ class Client:
         await asyncio.to_thread(_write, path, data)
         return len(data)
 
-    async def watch(self, run: str, every_seconds: float = LOOK_SECONDS) -> AsyncIterator[RunStatus]:
-        """Yield the run's status whenever it changed, the last one when the run is over."""
+    async def watch(
+        self,
+        run: str,
+        every_seconds: float = LOOK_SECONDS,
+        patience_seconds: float = PATIENCE_SECONDS,
+        on_lost: Callable[[Unreachable], None] = lambda error: None,
+    ) -> AsyncIterator[RunStatus]:
+        """Yield the run's status whenever it changed, the last one when the run is over.
+
+        An aggregator that was there and is gone gets ``patience_seconds`` to come back; ``on_lost`` hears of it once.
+        """
         before: RunStatus | None = None
         while before is None or before.phase not in OVER:
-            now = await self.run(run)
+            now = await self._look(run, every_seconds, patience_seconds if before else 0.0, on_lost)
             if now != before:
                 yield now
             before = now
             if now.phase not in OVER:
                 await asyncio.sleep(every_seconds)
+
+    async def _look(
+        self, run: str, pause: float, patience_seconds: float, on_lost: Callable[[Unreachable], None]
+    ) -> RunStatus:
+        """Return the run, asked for again at growing intervals while nobody answers."""
+        loop = asyncio.get_running_loop()
+        give_up_at, is_told = loop.time() + patience_seconds, False
+        while True:
+            try:
+                return await self.run(run)
+            except Unreachable as error:
+                if loop.time() + pause >= give_up_at:
+                    raise
+                if not is_told:
+                    on_lost(error)
+                is_told = True
+            await asyncio.sleep(pause)
+            pause = min(2 * pause, LONGEST_PAUSE_SECONDS)
 
     async def _get(self, path: str, model: type[M]) -> M:
         return _read(model, await self._request("GET", path), path)

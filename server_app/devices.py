@@ -2,7 +2,8 @@
 
 A device is *polling* while a long poll of it is parked. It is *available* for a round while polling, or for
 ``offline_seconds`` after its last poll ended with an answer; one whose poll broke off, or that took an assignment and
-has not polled since, is not.
+has not polled since, is not. It is *online* while polling, for ``offline_seconds`` after it was last heard of, and
+while the round of the assignment it took is open; that mark ends with the round's time at the latest.
 """
 
 from __future__ import annotations
@@ -25,7 +26,7 @@ MAX_NAME = 63
 
 @dataclass(slots=True)
 class Device:
-    """One enrolled device. ``heard_at`` and ``polled_at`` are instants of the event loop's clock."""
+    """One enrolled device. ``heard_at``, ``polled_at``, ``busy_until`` are instants of the event loop's clock."""
 
     id: DeviceId
     credential: str
@@ -39,14 +40,15 @@ class Device:
     polls: int = 0
     heard_at: float | None = None
     polled_at: float | None = None
-    is_busy: bool = False
+    busy_until: float | None = None
+    """When the round it took an assignment of is over at the latest; None where it is at work on none."""
 
     def end_round(self, outcome: Outcome) -> None:
         """Note that a round it was invited to is over."""
         self.updates_applied += outcome in (Outcome.APPLIED, Outcome.PARTIAL)
-        if self.is_busy and outcome is not Outcome.APPLIED:
+        if self.busy_until is not None and outcome is not Outcome.APPLIED:
             self.polled_at = None  # whether it still trains or is gone for good, its next poll will tell
-        self.is_busy = False
+        self.busy_until = None
 
     def status(self, is_online: bool) -> DeviceStatus:
         """Return what people see."""
@@ -109,11 +111,11 @@ class Devices:
 
     def is_available(self, device: Device) -> bool:
         """Whether ``device`` would take an assignment now."""
-        return device.polls > 0 or (not device.is_busy and self._is_recent(device.polled_at))
+        return device.polls > 0 or (not self._is_busy(device) and self._is_recent(device.polled_at))
 
     def is_online(self, device: Device) -> bool:
         """Whether ``device`` is there: polling, heard of lately, or at work on an assignment."""
-        return device.polls > 0 or self._is_recent(device.heard_at) or device.is_busy
+        return device.polls > 0 or self._is_recent(device.heard_at) or self._is_busy(device)
 
     def wake(self, device: DeviceId) -> None:
         """Let the parked polls of ``device`` look again."""
@@ -138,6 +140,9 @@ class Devices:
     def lose(self, device: Device) -> None:
         """Note that the socket of a parked poll closed: the device is gone, unless it polls elsewhere."""
         device.polled_at = device.heard_at = None
+
+    def _is_busy(self, device: Device) -> bool:
+        return device.busy_until is not None and self._clock() < device.busy_until
 
     def _is_recent(self, at: float | None) -> bool:
         return at is not None and self._clock() - at < self._offline_seconds

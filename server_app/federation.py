@@ -92,7 +92,11 @@ class Federation:
         # Not every text that a path may hold is one that a database takes.
         row = await self.house.store.run(run) if re.fullmatch(NAME, run) else None
         if row is None:
-            raise Refused(404, "unknown_run", f"expected the name of a run, got {run!r}; GET /v1/runs lists them")
+            raise Refused(
+                404,
+                "unknown_run",
+                f"expected the name of a run, got {run!r}; 'fedge run list' (GET /v1/runs) shows them",
+            )
         return row
 
     def open_book(self, run: str, number: int) -> Book | None:
@@ -159,9 +163,10 @@ class Federation:
         if driver is None or driver.book is None or not driver.book.wants(device.id):
             return None
         book = driver.book
-        left = book.round.opened_at + book.round.quota.max_seconds - self.house.clock()
+        over_at = book.round.opened_at + book.round.quota.max_seconds
+        left = over_at - self.house.clock()
         book.fetched.add(device.id)
-        device.is_busy = True
+        device.busy_until = over_at
         return book.assignments[device.id].model_copy(update={"seconds_left": max(left, 0.0)})
 
     # What people see

@@ -83,7 +83,7 @@ async def work(request: web.Request) -> web.Response:
     context, device, meter = authenticate(request)
     wait, pending = _poll(request, context.config.max_wait_seconds)
     house, deadline = context.house, context.house.clock() + wait
-    device.is_busy = False
+    device.busy_until = None
     while True:
         with house.devices.parked(device) as woken:
             found = await context.federation.work_for(device, pending)

@@ -16,6 +16,8 @@ from server_app.cli import connection, logs
 from server_app.cli.exits import Exit, Failure, reported
 
 DEFAULT_CONFIG = Path("server.toml")
+DATABASE = "fedge.sqlite"
+EVERYWHERE = ("", "0.0.0.0", "::")
 
 config_option = click.option(
     "--config",
@@ -57,12 +59,12 @@ def init(
         from server_app.service import init_state
 
         tokens = asyncio.run(init_state(settings))
-        url = f"http{'s' if settings.tls_certificate else ''}://127.0.0.1:{settings.port}"
-        is_saved = connection.save(connection.Connection(server=url, token=tokens[Role.OPERATOR]))
+        is_saved = connection.save(connection.Connection(server=_url(settings), token=tokens[Role.OPERATOR]))
     if as_json:
         return click.echo(json.dumps({str(role): secret for role, secret in tokens.items()}))
     where = connection.config_path()
     kept = f"kept for 'fedge' in {where}" if is_saved else f"{where} is there already and was left alone"
+    note = "" if is_saved else _other_client(where)
     return click.echo(
         f"state       {Path(settings.state_dir).resolve()}\n"
         f"config      {config.resolve()}\n"
@@ -72,6 +74,7 @@ def init(
         f"  here            fedge-server serve --config {config}\n"
         "  on each device  fedge-device enroll --server http://THIS-MACHINE:"
         f"{settings.port} --token ENROLMENT-TOKEN && fedge-device run"
+        f"{note}"
     )
 
 
@@ -87,6 +90,7 @@ def serve(config: Path, log_level: str | None, json_logs: bool) -> None:
         if not config.exists():
             raise Failure(f"expected a configuration in {config}, got none: run 'fedge-server init'", Exit.INVALID)
         settings = _read(config)
+        _check_state(settings)
         logs.set_up(log_level or settings.log_level, json_logs)
         try:
             _serve(settings)
@@ -106,6 +110,28 @@ def _serve(settings: ServerConfig) -> None:
         while isinstance(error, ExceptionGroup) and len(error.exceptions) == 1:
             error = error.exceptions[0]
         raise error from group
+
+
+def _check_state(settings: ServerConfig) -> None:
+    """A mistyped folder must not become a second, empty aggregator that knows no token."""
+    path = Path(settings.state_dir)
+    has_state = path.is_dir() and (bool(settings.database_url) or (path / DATABASE).exists())
+    if not has_state:
+        raise Failure(f"no state in {path.resolve()}; run 'fedge-server init' first", Exit.INVALID)
+
+
+def _url(settings: ServerConfig) -> str:
+    """Return where this machine reaches the aggregator."""
+    host = "127.0.0.1" if settings.host in EVERYWHERE else settings.host
+    scheme = "https" if settings.tls_certificate else "http"
+    return f"{scheme}://{f'[{host}]' if ':' in host else host}:{settings.port}"
+
+
+def _other_client(where: Path) -> str:
+    return (
+        f"\n\n'fedge' goes on using the server and the token in {where}, not the ones above:\n"
+        "give --server and --token, or edit that file."
+    )
 
 
 def _read(path: Path) -> ServerConfig:

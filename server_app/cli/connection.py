@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import asyncio
 import os
+import re
 from collections.abc import Awaitable, Callable
 from functools import wraps
 from pathlib import Path
@@ -18,7 +19,8 @@ from typing import Any, TypeVar
 import click
 
 from schemas.base import Model, parse_toml
-from server_app.cli.exits import reported
+from schemas.ids import URL
+from server_app.cli.exits import Exit, Failure, reported
 from server_app.client import Client
 
 DEFAULT_SERVER = "http://127.0.0.1:8080"
@@ -71,9 +73,15 @@ def connected(command: Callable[..., None]) -> Callable[..., None]:
     def wrapped(*args: Any, server: str | None, token: str | None, **kwargs: Any) -> None:
         with reported():
             known = saved()
-            command(Connection(server=server or known.server, token=token or known.token), *args, **kwargs)
+            command(Connection(server=_url(server or known.server), token=token or known.token), *args, **kwargs)
 
     return wrapped
+
+
+def _url(server: str) -> str:
+    if not re.match(URL, server):
+        raise Failure(f"expected http://HOST:PORT, got {server!r}", Exit.USAGE)
+    return server
 
 
 def ask(connection: Connection, question: Callable[[Client], Awaitable[T]]) -> T:

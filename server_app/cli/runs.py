@@ -11,7 +11,7 @@ from schemas.status import RunPhase, RunStatus
 from server_app.cli.connection import Connection, ask, connected, echo_json, json_option
 from server_app.cli.exits import Exit, Failure
 from server_app.cli.plans import read_plan
-from server_app.client import Client
+from server_app.client import Client, Unreachable
 
 
 @click.group()
@@ -72,7 +72,7 @@ def watch(connection: Connection, run: str, as_json: bool) -> None:
     """Follow a run to its end; one line for each change (with --json: one RunStatus a line)."""
 
     async def follow(client: Client) -> RunStatus:
-        async for status in client.watch(run):
+        async for status in client.watch(run, on_lost=_say_lost):
             click.echo(status.model_dump_json() if as_json else _line(status))
         return status
 
@@ -88,7 +88,8 @@ def watch(connection: Connection, run: str, as_json: bool) -> None:
 def stop(connection: Connection, run: str, as_json: bool) -> None:
     """Stop a run; its last published model stays."""
     answer = ask(connection, lambda client: client.stop(run))
-    return echo_json(answer) if as_json else click.echo(f"{answer.run} is {answer.phase}")
+    words = "stopping" if answer.phase in (RunPhase.QUEUED, RunPhase.RUNNING) else str(answer.phase)
+    return echo_json(answer) if as_json else click.echo(f"{answer.run} is {words}")
 
 
 @run.command()
@@ -97,8 +98,21 @@ def stop(connection: Connection, run: str, as_json: bool) -> None:
 @connected
 def export(connection: Connection, run: str, file: Path) -> None:
     """Write the run's published model to FILE, as safetensors."""
-    size_bytes = ask(connection, lambda client: client.export(run, file))
+
+    async def fetch(client: Client) -> tuple[int, RunStatus]:
+        return await client.export(run, file), await client.run(run)
+
+    try:
+        size_bytes, status = ask(connection, fetch)
+    except OSError as error:
+        raise Failure(f"could not write {file}: {error.strerror or error}", Exit.BROKEN) from error
     click.echo(f"{file}: {size_bytes:,} bytes")
+    if status.rounds_closed == 0:
+        click.echo(f"note: no round of {run} has closed: this is the untrained initial model", err=True)
+
+
+def _say_lost(error: Unreachable) -> None:
+    click.echo(f"aggregator unreachable, trying again: {error}", err=True)
 
 
 def _line(status: RunStatus) -> str:

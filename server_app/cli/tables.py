@@ -63,7 +63,9 @@ def run_facts(run: RunStatus) -> Rows:
         ("model", f"{run.size:,} coordinates"),
         ("metrics", seen or "-"),
         ("up", _cost(run.traffic.up, run.float32_bytes.up)),
+        ("  frames alone", _cost(run.frame_bytes.up, run.float32_bytes.up)),
         ("down", _cost(run.traffic.down, run.float32_bytes.down)),
+        ("  frames alone", _cost(run.frame_bytes.down, run.float32_bytes.down)),
     ]
     if run.round is not None:
         rows.append(("now", round_words(run.round)))
@@ -115,7 +117,7 @@ def server_facts(status: ServerStatus, now: float) -> Rows:
         ("devices", f"{status.devices_online} online of {status.devices}"),
         ("run", status.run or "none under way"),
         ("runs", str(status.runs)),
-        ("device traffic", f"{as_bytes(status.traffic.up)} up, {as_bytes(status.traffic.down)} down"),
+        ("device traffic since start", f"{as_bytes(status.traffic.up)} up, {as_bytes(status.traffic.down)} down"),
         ("refused requests", refused or "none"),
     ]
 
@@ -147,7 +149,8 @@ def limit_words(limits: Limits) -> str:
 
 
 def _cost(sent: int, bare: int) -> str:
-    return f"{as_bytes(sent)}, float32 would be {as_bytes(bare)} ({as_ratio(bare, sent)})"
+    ratio = as_ratio(bare, sent) if bare else "-"
+    return f"{as_bytes(sent)}, float32 would be {as_bytes(bare)} ({ratio})"
 
 
 def _table(*columns: str) -> Table:

@@ -62,10 +62,13 @@ async def test_a_run_is_started_looked_at_stopped_and_exported(terminal: Termina
     assert "0 of 2" in shown and "waiting for" in shown
     assert RunStatus.model_validate_json(await terminal.answer("run", "show", "wisdm-1", "--json")).size > 10_000
     assert json.loads(await terminal.answer("run", "show", "wisdm-1", "--rounds", "--json"))["rounds"] == []
-    told = await terminal.answer("run", "export", "wisdm-1", str(model))
-    assert f"{model.stat().st_size:,} bytes" in told
+    exported = await terminal.fedge("run", "export", "wisdm-1", str(model))
+    assert exported.exit_code == 0 and f"{model.stat().st_size:,} bytes" in exported.stdout
+    assert "untrained initial model" in exported.stderr
+    nowhere = await terminal.fedge("run", "export", "wisdm-1", str(tmp_path / "none" / "m.safetensors"))
+    assert nowhere.exit_code == 1 and "No such file or directory" in nowhere.stderr
     assert sum(tensor.size for tensor in load_file(model).values()) > 10_000
-    assert "wisdm-1 is" in await terminal.answer("run", "stop", "wisdm-1")
+    assert "wisdm-1 is stopp" in await terminal.answer("run", "stop", "wisdm-1")
     watched = await terminal.fedge("run", "watch", "wisdm-1")
     assert watched.exit_code == 7 and "stopped by an operator" in watched.stderr
     runs = RunList.model_validate_json(await terminal.answer("run", "list", "--json")).runs
@@ -94,7 +97,8 @@ async def test_a_viewers_token_looks_and_does_not_steer(terminal: Terminal, tmp_
 async def test_what_is_not_there_and_what_cannot_be_have_their_own_exit_codes(
     terminal: Terminal, tmp_path: Path
 ) -> None:
-    assert (await terminal.fedge("run", "show", "wisdm-9")).exit_code == 6
+    missing = await terminal.fedge("run", "show", "wisdm-9")
+    assert missing.exit_code == 6 and "fedge run list" in missing.stderr
     assert (await terminal.fedge("status", "--token", "x" * 43)).exit_code == 5
     plan = tmp_path / "plan.toml"
     plan.write_text(PLAN.replace("wisdm:", "wisdn:"))
@@ -156,10 +160,31 @@ def test_init_keeps_what_is_there_and_makes_new_tokens(folder: Path) -> None:
     first = json.loads(fedge_server(folder, "init", "--json").stdout)
     written = (folder / "server.toml").read_text()
     again = fedge_server(folder, "init")
-    assert "is there already and was left alone" in again.stdout and first["operator"] not in again.stdout
+    assert "is there already and was left alone" in again.stdout and "goes on using the server" in again.stdout
+    assert first["operator"] not in again.stdout
     assert (folder / "server.toml").read_text() == written
     assert fedge_server(folder, "init", "--port", "9").exit_code == 2
     assert first["operator"] in (folder / "config" / "fedge" / "client.toml").read_text()
+
+
+@pytest.mark.parametrize(
+    ("host", "url"),
+    [
+        ("192.168.7.7", "http://192.168.7.7:8080"),
+        ("0.0.0.0", "http://127.0.0.1:8080"),
+        ("fd00::7", "http://[fd00::7]:8080"),
+    ],
+)
+def test_init_tells_fedge_where_the_aggregator_listens(folder: Path, host: str, url: str) -> None:
+    assert fedge_server(folder, "init", "--host", host).exit_code == 0
+    assert f'"{url}"' in (folder / "config" / "fedge" / "client.toml").read_text()
+
+
+def test_serve_makes_no_empty_state_of_its_own(folder: Path) -> None:
+    (folder / "server.toml").write_text('state_dir = "mistyped"\n')
+    ended = fedge_server(folder, "serve")
+    assert ended.exit_code == 3 and f"no state in {folder / 'mistyped'}; run 'fedge-server init' first" in ended.stderr
+    assert not (folder / "mistyped").exists()
 
 
 @pytest.mark.parametrize(

@@ -49,6 +49,29 @@ async def test_events_tell_each_round_and_end_with_the_run(tmp_path: Path) -> No
     assert (last["phase"], last["rounds_closed"]) == ("finished", 2)
 
 
+async def test_a_device_that_died_at_work_is_offline_once_its_run_is_stopped(tmp_path: Path) -> None:
+    async with serving(tmp_path, offline_seconds=0.001) as server, server.devices("a", "b") as devices:
+        run = await server.start()
+        await devices[0].download((await invited(devices))[0])
+        for device in devices:
+            await device.close()
+        assert (await server.ask("GET", "/v1/status"))[1]["devices_online"] == 2
+        await server.ask("POST", f"/v1/runs/{run}/stop")
+        await server.until_over(run)
+        assert (await server.ask("GET", "/v1/status"))[1]["devices_online"] == 0
+
+
+async def test_a_refusal_says_whether_there_was_no_token_or_a_wrong_one(tmp_path: Path) -> None:
+    async with serving(tmp_path) as server:
+        assert "got 5 characters that are none" in (await server.ask("GET", "/v1/status", "wrong"))[1]["detail"]
+        enroll = (await server.ask("GET", "/v1/status", server.tokens[Role.ENROLL]))[1]["detail"]
+        assert enroll == "expected a viewer token, got one for enroll"
+        unknown = (await server.ask("POST", "/v1/tokens", "x" * 43, json={"role": "viewer"}))[1]["detail"]
+        assert unknown == "expected an operator token, got one that is unknown"
+        async with server.session.get(server.url + "/v1/status") as answer:
+            assert "got none" in (await answer.json(content_type=None))["detail"]
+
+
 @dataclass(frozen=True)
 class BlindWorker(ReadyWorker):
     """A worker whose test data is gone."""

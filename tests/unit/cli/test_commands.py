@@ -7,9 +7,11 @@ import pytest
 from click.testing import CliRunner, Result
 from safetensors.numpy import load_file
 
-from schemas.plan import Plan
+from schemas.plan import Plan, plan_from_toml
+from schemas.status import RunPhase, RunStatus, Traffic
 from server_app.cli import main, server
 from server_app.cli.plans import altered
+from server_app.cli.tables import run_facts
 from server_app.demo import default_plan
 from server_app.units import as_bytes, as_percent, as_ratio, as_seconds
 
@@ -109,3 +111,13 @@ def test_quantities_read_well() -> None:
     ]  # fmt: skip
     assert [as_seconds(s) for s in (0.04, 59.9, 60, 3725)] == ["0.0 s", "59.9 s", "1 min 00 s", "1 h 02 min"]
     assert (as_ratio(32, 3), as_ratio(1, 0), as_percent(None), as_percent(0.5)) == ("10.7x", "-", "-", "50.0 %")
+
+
+def test_a_run_without_traffic_shows_no_ratio_to_float32() -> None:
+    plan = plan_from_toml(PLAN)
+    run = {"run": "wisdm-1", "task": plan.task, "phase": RunPhase.RUNNING, "rounds_closed": 0, "rounds_planned": 2}
+    told = dict(run_facts(RunStatus(**run, created_at=0.0, plan=plan, traffic=Traffic(up=900))))
+    assert told["up"] == "900 B, float32 would be 0 B (-)"
+    sums = {"frame_bytes": Traffic(up=100), "float32_bytes": Traffic(up=1500)}
+    rows = run_facts(RunStatus(**run, created_at=0.0, plan=plan, traffic=Traffic(up=900), **sums))
+    assert ("  frames alone", "100 B, float32 would be 1.50 kB (15.0x)") in rows

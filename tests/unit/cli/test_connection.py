@@ -43,6 +43,12 @@ def test_the_file_is_written_once_and_readable_by_its_owner_alone() -> None:
     assert config_path().stat().st_mode & 0o777 == 0o600
 
 
+@pytest.mark.parametrize("server", ["127.0.0.1:8080", "ftp://hub", "http://"])
+def test_a_server_that_is_no_url_is_wrong_usage(server: str) -> None:
+    ended = CliRunner().invoke(show, ["--server", server])
+    assert ended.exit_code == 2 and ended.stderr == f"Error: expected http://HOST:PORT, got {server!r}\n"
+
+
 def test_a_file_with_a_wrong_key_is_refused_by_name() -> None:
     save(Connection())
     config_path().write_text('sever = "http://x"\n')

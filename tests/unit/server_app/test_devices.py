@@ -7,7 +7,7 @@ from dataclasses import dataclass
 import pytest
 
 from schemas.ids import DeviceId
-from schemas.messages import Enroll, TaskOffer
+from schemas.messages import Enroll, Outcome, TaskOffer
 from server_app.devices import Devices, from_row, to_row
 from tests.support.http import LAYOUT, TASK
 
@@ -57,11 +57,22 @@ async def test_a_device_at_work_is_online_but_not_available_until_it_polls_again
 ) -> None:
     pi = devices.enroll(profile(), "hash")
     with devices.parked(pi):
-        pi.is_busy = True
+        pi.busy_until = clock.now + 2000
     clock.now += 1000
     assert (devices.is_online(pi), devices.is_available(pi)) == (True, False)
     with devices.parked(pi):
         assert devices.is_available(pi)
+
+
+async def test_a_device_that_died_at_work_is_online_no_longer_than_its_round(devices: Devices, clock: Clock) -> None:
+    stopped, overdue = (devices.enroll(profile(name), name) for name in ("a", "b"))
+    stopped.busy_until = overdue.busy_until = clock.now + 1000
+    clock.now += 999
+    assert devices.is_online(stopped)
+    stopped.end_round(Outcome.LATE)
+    assert (devices.is_online(stopped), devices.is_online(overdue)) == (False, True)
+    clock.now += 1
+    assert not devices.is_online(overdue)
 
 
 async def test_a_device_whose_poll_broke_off_is_gone_at_once_unless_it_polls_elsewhere(devices: Devices) -> None:
