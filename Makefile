@@ -21,7 +21,7 @@ help:  ## List these targets
 
 setup: $(STAMP)  ## Make .venv with everything, versions as in constraints.txt
 
-$(STAMP): pyproject.toml constraints.txt setup.py $(wildcard fedge/codecs/_native.c)
+$(STAMP): pyproject.toml constraints.txt setup.py $(wildcard fedge/codecs/kernels/*)
 	@$(PYTHON) -c 'import sys; v = sys.version_info; sys.exit(v < (3, 11) and \
 	  f"fedge needs Python 3.11 or later, got {v[0]}.{v[1]}; try: make PYTHON=python3.11 setup")'
 	@test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)

@@ -5,14 +5,27 @@ is found the install goes on, and the NumPy twin in ``fedge.codecs`` computes th
 ``-ffp-contract=off``: a fused multiply-add would make x86 and ARM disagree in the last bit.
 """
 
+from pathlib import Path
+
 from setuptools import Extension, setup
+
+KERNELS = Path("fedge/codecs/kernels")
 
 setup(
     ext_modules=[
         Extension(
             "fedge.codecs._native",
-            sources=["fedge/codecs/_native.c"],
-            extra_compile_args=["-O3", "-std=gnu11", "-ffp-contract=off", "-fno-math-errno", "-Wall", "-Wextra"],
+            sources=[str(KERNELS / name) for name in ("module.c", "avx512.c", "avx2.c", "baseline.c")],
+            depends=sorted(map(str, KERNELS.glob("*.h"))),
+            extra_compile_args=[
+                "-O3",
+                "-std=gnu11",
+                "-ffp-contract=off",
+                "-fno-math-errno",
+                "-Wall",
+                "-Wextra",
+                "-fvisibility=hidden",
+            ],
             define_macros=[("Py_LIMITED_API", "0x030B0000")],
             py_limited_api=True,
             optional=True,

@@ -13,6 +13,7 @@ documents; a lost coordinate is decoded as zero and the rest are scaled up, so t
 
 from __future__ import annotations
 
+import math
 from typing import Any, ClassVar, Protocol, Self
 
 import numpy as np
@@ -22,6 +23,7 @@ from fedge.errors import CodecError
 
 Vector = npt.NDArray[np.float32]
 Mask = npt.NDArray[np.bool_]
+Sum = npt.NDArray[np.float32] | npt.NDArray[np.float64]
 
 LARGEST = np.float32(np.finfo(np.float32).max)
 
@@ -48,6 +50,16 @@ class Codec(Protocol):
 
     def decode(self, data: bytes, size: int, seed: int, received: Mask | None = None) -> Vector:
         """Decode into float32 ``[size]``; :class:`CodecError` if ``data`` cannot be its payload."""
+        ...
+
+    def accumulate(
+        self, data: bytes, size: int, seed: int, weight: float, out: Sum, received: Mask | None = None
+    ) -> None:
+        """Add ``weight`` times the decoded vector to ``out``, float32 or float64 ``[size]``, in place.
+
+        The same numbers as ``out += np.float64(weight) * decode(...)``, computed in float64, in one pass over memory.
+        ``out`` is left as it was if :class:`CodecError` is raised.
+        """
         ...
 
     def size_bytes(self, size: int) -> int:
@@ -99,6 +111,22 @@ def check_size(size: int) -> None:
     """Raise :class:`CodecError` unless ``size`` can be a number of coordinates."""
     if size < 0:
         raise CodecError(f"expected a coordinate count of 0 or more, got {size}")
+
+
+def check_sum(weight: float, out: Sum, size: int) -> None:
+    """Raise :class:`CodecError` unless ``weight`` times ``size`` coordinates can be added to ``out`` in place."""
+    if not math.isfinite(weight):
+        raise CodecError(f"expected a finite weight, got {weight}")
+    if out.dtype not in (np.dtype(np.float32), np.dtype(np.float64)) or out.shape != (size,):
+        raise CodecError(f"expected a float32 or float64 sum of shape ({size},), got {out.dtype} of shape {out.shape}")
+    if not (out.flags.c_contiguous and out.flags.writeable):
+        raise CodecError("expected a sum that is contiguous and writeable")
+
+
+def add_weighted(weight: float, x: Vector, out: Sum) -> None:
+    """``out += weight·x``, computed in float64 and rounded to the type of ``out``."""
+    with np.errstate(over="ignore"):
+        out += np.float64(weight) * x
 
 
 def as_mask(received: npt.ArrayLike, size: int) -> Mask:

@@ -40,12 +40,15 @@ from fedge import seeds
 from fedge.codecs import lloyd, twin
 from fedge.codecs.base import (
     Mask,
+    Sum,
     Vector,
+    add_weighted,
     as_mask,
     as_vector,
     check_finite,
     check_length,
     check_size,
+    check_sum,
     drop_and_rescale,
 )
 from fedge.codecs.native import kernels
@@ -55,6 +58,7 @@ from fedge.errors import CodecError
 
 LOWEST_BITS, HIGHEST_BITS = 0.05, 8.0
 _SEEDS = 1 << 64
+_REPLACE, _ADD_TO_FLOAT32, _ADD_TO_FLOAT64 = range(3)  # what the extension does with decoded coordinates
 _GAINS = np.array([lloyd.gain(width) for width in range(1, lloyd.MAX_WIDTH + 1)])
 
 
@@ -102,20 +106,45 @@ class Eden:
         Raises:
             CodecError: if ``data`` is not a payload of this size and rate, or the mask does not fit.
         """
-        check_size(size)
-        check_length(self, data, size)
-        shape = plan(self.bits, size)
-        _check_numbers(data, shape)
-        mask = None if received is None else block_order(as_mask(received, size))
+        shape, mask = self._checked(data, size, received)
         if kernels is None:
             x = twin.decode(data, shape, seed % _SEEDS, mask)
         else:
             x = np.empty(size, dtype=np.float32)
-            kernels.decode(data, x, seed % _SEEDS, *_runs(shape), lloyd.TABLES, _GAINS, mask)
+            kernels.decode(data, x, size, _REPLACE, 1.0, seed % _SEEDS, *_runs(shape), lloyd.TABLES, _GAINS, mask)
         if shape.raw:
-            raw = np.frombuffer(data, "<f4", shape.raw, len(data) - 4 * shape.raw)
-            x[-shape.raw :] = raw if mask is None else drop_and_rescale(raw, mask[-shape.raw :])
+            x[-shape.raw :] = _raw(data, shape, mask)
         return x
+
+    def accumulate(
+        self, data: bytes, size: int, seed: int, weight: float, out: Sum, received: Mask | None = None
+    ) -> None:
+        """Add ``weight`` times the decoded vector to ``out``, float32 or float64 ``[size]``, in place.
+
+        The same numbers as ``out += np.float64(weight) * decode(...)``, without a vector in between: what a server
+        does with every update. In a float32 sum, large weights may overflow to inf.
+
+        Raises:
+            CodecError: as :meth:`decode`, or if ``weight`` is not finite, or ``out`` not a contiguous, writeable
+                vector of this size. ``out`` is then left as it was.
+        """
+        shape, mask = self._checked(data, size, received)
+        check_sum(weight, out, size)
+        if kernels is None:
+            twin.accumulate(data, shape, seed % _SEEDS, mask, weight, out)
+        else:
+            target = _ADD_TO_FLOAT64 if out.dtype == np.float64 else _ADD_TO_FLOAT32
+            kernels.decode(data, out, size, target, weight, seed % _SEEDS, *_runs(shape), lloyd.TABLES, _GAINS, mask)
+        if shape.raw:
+            add_weighted(weight, _raw(data, shape, mask), out[-shape.raw :])
+
+    def _checked(self, data: bytes, size: int, received: Mask | None) -> tuple[Plan, Mask | None]:
+        """Return the payload's shape and the mask in block order; :class:`CodecError` if anything does not fit."""
+        check_size(size)
+        check_length(self, data, size)
+        shape = plan(self.bits, size)
+        _check_numbers(data, shape)
+        return shape, None if received is None else block_order(as_mask(received, size))
 
     def size_bytes(self, size: int) -> int:
         """Exact payload length for ``size`` coordinates: at most ``(bits + .0045)·size/8 + 16`` and raw ones."""
@@ -126,6 +155,12 @@ def _runs(shape: Plan) -> tuple[int, int, int, int, int, int]:
     """The plan as the C extension takes it: width, high, low of full blocks, then of the tail."""
     full, tail = shape.full_run, shape.tail_run
     return full.width, full.high, full.low, tail.width, tail.high, tail.low
+
+
+def _raw(data: bytes, shape: Plan, mask: Mask | None) -> Vector:
+    """The raw coordinates at the payload's end."""
+    raw: Vector = np.frombuffer(data, "<f4", shape.raw, len(data) - 4 * shape.raw)
+    return raw if mask is None else drop_and_rescale(raw, mask[-shape.raw :])
 
 
 def block_order(received: Mask) -> Mask:

@@ -13,12 +13,15 @@ import numpy.typing as npt
 
 from fedge.codecs.base import (
     Mask,
+    Sum,
     Vector,
+    add_weighted,
     as_mask,
     as_vector,
     check_finite,
     check_length,
     check_size,
+    check_sum,
     drop_and_rescale,
 )
 
@@ -57,6 +60,14 @@ class Identity:
         vector = np.frombuffer(data, dtype="<f4").astype(np.float32)
         check_finite(vector)
         return vector if received is None else drop_and_rescale(vector, as_mask(received, size))
+
+    def accumulate(
+        self, data: bytes, size: int, seed: int, weight: float, out: Sum, received: Mask | None = None
+    ) -> None:
+        """Add ``weight`` times the coordinates to ``out``, float32 or float64 ``[size]``, in place."""
+        x = self.decode(data, size, seed, received)
+        check_sum(weight, out, size)
+        add_weighted(weight, x, out)
 
     def size_bytes(self, size: int) -> int:
         """Return ``4 * size``."""

@@ -1,4 +1,4 @@
-"""EDEN in NumPy: the same bytes and the same floats as ``_native.c``, and the text to read beside the paper.
+"""EDEN in NumPy: the same bytes and the same floats as ``kernels/kernels.h``, and the text to read beside the paper.
 
 For one block x of n coordinates, with y = R·x (rotation), q_i the centroid nearest to y_i/σ, σ² = ||y||²/n:
 
@@ -18,12 +18,14 @@ only 5 % of the coordinates are sent.
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+
 import numpy as np
 import numpy.typing as npt
 
 from fedge import seeds
 from fedge.codecs import lloyd, packing, rotation
-from fedge.codecs.base import LARGEST, Mask, Vector
+from fedge.codecs.base import LARGEST, Mask, Sum, Vector, add_weighted
 from fedge.codecs.plan import Plan, Run
 from fedge.codecs.rotation import BLOCK
 
@@ -52,16 +54,29 @@ def encode(x: Vector, plan: Plan, seed: int) -> bytes:
 def decode(data: bytes, plan: Plan, seed: int, received: Mask | None) -> Vector:
     """Decode a payload whose length and numbers were checked. ``received`` is in block order."""
     out = np.empty(plan.size, dtype=np.float32)
+    for here, part in _decode_groups(data, plan, seed, received):
+        out[here] = part
+    return out
+
+
+def accumulate(data: bytes, plan: Plan, seed: int, received: Mask | None, weight: float, out: Sum) -> None:
+    """Add ``weight`` times what :func:`decode` returns to ``out``; raw coordinates are left alone."""
+    for here, part in _decode_groups(data, plan, seed, received):
+        add_weighted(weight, part, out[here])
+
+
+def _decode_groups(data: bytes, plan: Plan, seed: int, received: Mask | None) -> Iterator[tuple[slice, Vector]]:
+    """Yield stretches of coordinates and their values, rotated blocks only."""
     scales = unpack_scales(data, plan)
     start = 1 + plan.scale_bytes
     for first, count, run in _groups(plan):
         here = slice(first * BLOCK, min((first + count) * BLOCK, plan.size))
+        n = (here.stop - here.start) // count
         packed = np.frombuffer(data, np.uint8, count * run.size_bytes, start).reshape(count, -1)
         start += packed.size
         mask = None if received is None else received[here].reshape(count, -1)
-        part = _decode_blocks(packed, run, scales[first : first + count], out[here].size // count, mask, seed, first)
-        out[here] = part.reshape(-1)
-    return out
+        part = _decode_blocks(packed, run, scales[first : first + count], n, mask, seed, first)
+        yield here, part.reshape(-1)
 
 
 def _groups(plan: Plan) -> list[tuple[int, int, Run]]:
@@ -71,7 +86,7 @@ def _groups(plan: Plan) -> list[tuple[int, int, Run]]:
 
 
 def _lane_sum(products: Doubles) -> Doubles:
-    """Sum each row over 16 lanes in the order that ``_native.c`` uses."""
+    """Sum each row over 16 lanes in the order that ``kernels/kernels.h`` uses."""
     rows, count = products.shape
     padded = np.zeros((rows, -(-count // LANES), LANES))
     padded.reshape(rows, -1)[:, :count] = products

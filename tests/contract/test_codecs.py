@@ -147,6 +147,60 @@ def test_where_nothing_was_received_the_estimate_is_zero(codec, size):
     assert not codec.decode(data, size, seed=4, received=np.zeros(size, dtype=bool)).any()
 
 
+@pytest.mark.parametrize("kind", [np.float32, np.float64])
+@pytest.mark.parametrize("size", [0, *SIZES])
+def test_accumulating_gives_the_numbers_of_decoding_and_adding(codec, size, kind):
+    data, total = codec.encode(normal(size), seed=4), normal(size, seed=1).astype(kind)
+    expected = total.copy()
+    for weight, received in ((3, None), (0.7, np.random.default_rng(size).random(size) < 0.7)):
+        expected += np.float64(weight) * codec.decode(data, size, 4, received)
+        codec.accumulate(data, size, 4, weight, total, received)
+        assert total.tobytes() == expected.tobytes()
+
+
+def test_accumulating_takes_any_scale_and_leaves_float64_sums_finite(codec):
+    for scale in (1e-45, 3.4e38):
+        data, total = codec.encode(np.full(9000, scale), seed=2), np.full(9000, -0.0)
+        expected = total + np.float64(1e5) * codec.decode(data, 9000, seed=2)
+        codec.accumulate(data, 9000, 2, 1e5, total)
+        assert total.tobytes() == expected.tobytes() and np.isfinite(total).all()
+
+
+def frozen(x: np.ndarray) -> np.ndarray:
+    x.flags.writeable = False
+    return x
+
+
+@pytest.mark.parametrize(
+    ("weight", "out", "message"),
+    [
+        (np.nan, np.ones(5000), "finite weight"),
+        (np.inf, np.ones(5000), "finite weight"),
+        (1.0, np.ones(4999), "shape"),
+        (1.0, np.ones((5000, 1)), "shape"),
+        (1.0, np.ones(5000, dtype=np.int64), "int64"),
+        (1.0, np.ones(5000, dtype=">f8"), "float64"),
+        (1.0, np.ones(10_000)[::2], "contiguous"),
+        (1.0, frozen(np.ones(5000)), "writeable"),
+    ],
+)
+def test_a_sum_that_cannot_be_added_to_is_refused_and_left_as_it_was(codec, weight, out, message):
+    with pytest.raises(CodecError, match=message):
+        codec.accumulate(codec.encode(normal(5000), seed=1), 5000, 1, weight, out)
+    assert (out == 1).all()
+
+
+def test_a_payload_that_is_refused_leaves_the_sum_as_it_was(codec):
+    data, total = codec.encode(normal(5000), seed=1), np.ones(5000)
+    broken = data[:-4] + np.float32(np.nan).tobytes() if codec.name == "identity" else b"\x07" + data[1:]
+    for bad in (data[:-1], data + b"0", broken):
+        with pytest.raises(CodecError):
+            codec.accumulate(bad, 5000, 1, 1.0, total)
+    with pytest.raises(CodecError, match="mask"):
+        codec.accumulate(data, 5000, 1, 1.0, total, np.ones(99, dtype=bool))
+    assert (total == 1).all()
+
+
 @pytest.mark.parametrize("mask", [np.ones(99, dtype=bool), np.ones(100), np.ones((10, 10), dtype=bool)])
 def test_a_mask_that_does_not_fit_is_refused(codec, mask):
     with pytest.raises(CodecError, match="mask"):

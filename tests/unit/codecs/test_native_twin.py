@@ -32,6 +32,17 @@ def vector(kind: str, size: int, seed: int) -> np.ndarray:
     return np.clip(x * scale, -3.4e38, 3.4e38).astype(np.float32)
 
 
+def assert_same_sum(data: bytes, x_hat: np.ndarray, call: tuple, mask: np.ndarray | None, isa: str) -> None:
+    for dtype, target in ((np.float32, 1), (np.float64, 2)):
+        total = np.linspace(-1, 1, x_hat.size).astype(dtype)
+        expected = total.copy()
+        with np.errstate(over="ignore"):
+            expected += np.float64(-2.3) * x_hat
+        native.kernels.decode(data, total, total.size, target, -2.3, *call, lloyd.TABLES, eden._GAINS, mask)
+        rotated = plan(1.0, x_hat.size).blocks * 4096 + plan(1.0, x_hat.size).tail
+        assert total[:rotated].tobytes() == expected[:rotated].tobytes(), (isa, dtype)
+
+
 def assert_same(x: np.ndarray, bits: float, seed: int, received: np.ndarray, sets: list[str]) -> None:
     shape = plan(bits, x.size)
     rotated = x.size - shape.raw
@@ -43,9 +54,10 @@ def assert_same(x: np.ndarray, bits: float, seed: int, received: np.ndarray, set
         assert native.kernels.encode(x, seed, shape.size_bytes, *runs, lloyd.TABLES) == data, isa
         for mask, decoded in expected:
             out = np.zeros_like(x)
-            native.kernels.decode(data, out, seed, *runs, lloyd.TABLES, eden._GAINS, mask)
+            native.kernels.decode(data, out, out.size, 0, 1.0, seed, *runs, lloyd.TABLES, eden._GAINS, mask)
             assert out[:rotated].tobytes() == decoded[:rotated].tobytes(), isa
             assert np.isfinite(out).all()
+            assert_same_sum(data, decoded, (seed, *runs), mask, isa)
     native.kernels.use_isa(FASTEST)
 
 
@@ -90,10 +102,10 @@ def test_the_extension_refuses_buffers_that_do_not_fit_each_other():
         lambda: native.kernels.encode(x, 1, len(good), 2, 0, 4097, 2, 0, 100, tables),
         lambda: native.kernels.encode(x, 1, len(good), 8, 8, 0, 8, 8, 0, tables),
         lambda: native.kernels.encode(x, 1, len(good), 2, -5, 4096, 2, -5, 100, tables),
-        lambda: native.kernels.decode(good[:-1], out, 1, *runs, tables, gains, None),
-        lambda: native.kernels.decode(good, out[:-1], 1, *runs, tables, gains, None),
-        lambda: native.kernels.decode(good, out, 1, *runs, tables, gains[:-1], None),
-        lambda: native.kernels.decode(good, out, 1, *runs, tables, gains, np.ones(99, bool)),
+        lambda: native.kernels.decode(good[:-1], out, out.size, 0, 1.0, 1, *runs, tables, gains, None),
+        lambda: native.kernels.decode(good, out[:-1], out[:-1].size, 0, 1.0, 1, *runs, tables, gains, None),
+        lambda: native.kernels.decode(good, out, out.size, 0, 1.0, 1, *runs, tables, gains[:-1], None),
+        lambda: native.kernels.decode(good, out, out.size, 0, 1.0, 1, *runs, tables, gains, np.ones(99, bool)),
     ):
         with pytest.raises(ValueError, match=r"bytes|tables|run"):
             call()

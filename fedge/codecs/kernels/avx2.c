@@ -1,0 +1,15 @@
+#include "job.h"
+
+#if defined(__x86_64__)
+
+#include "vectors_avx2.h"
+
+#include "kernels.h"
+
+static int runs_here(void) {
+    return __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma");
+}
+
+const Kernels fedge_avx2 = {"avx2", runs_here, encode, decode};
+
+#endif

@@ -1,0 +1,148 @@
+/* What the Python side hands to the kernels, and the few functions both need. */
+
+#ifndef FEDGE_JOB_H
+#define FEDGE_JOB_H
+
+#define PY_SSIZE_T_CLEAN
+#include <Python.h>
+#include <float.h>
+#include <math.h>
+#include <stdint.h>
+#include <stdlib.h>
+#include <string.h>
+
+#if defined(FLT_EVAL_METHOD) && FLT_EVAL_METHOD != 0
+#error "float32 arithmetic must round to float32 after every operation; the NumPy twin is used instead"
+#endif
+#if !defined(__BYTE_ORDER__) || __BYTE_ORDER__ != __ORDER_LITTLE_ENDIAN__
+#error "written for little-endian machines; the NumPy twin is used instead"
+#endif
+
+#if defined(__clang__)
+#define UNROLL _Pragma("unroll")
+#else
+#define UNROLL _Pragma("GCC unroll 16")
+#endif
+
+enum {
+    BLOCK = 4096,
+    SIDE = 64,
+    WORDS_PER_SET = 64,
+    SETS_PER_BLOCK = 2,
+    TAIL_ROUNDS = 3,
+    LAST_RIFFLES = 3,
+    SMALLEST_ROTATED = 32,
+    LANES = 16,
+    MANTISSA = 2048,
+    MAX_WIDTH = 8,
+    TABLE = 255,     /* entries of the tables of widths 1..8: 1 + 2 + 4 + .. + 128 */
+    MAX_CELLS = 512, /* of the grid that finds a level */
+    VERSION = 1,
+};
+
+static const double HEADROOM = 32.0;
+static const uint64_t GAMMA = 0x9E3779B97F4A7C15u;
+
+typedef struct {
+    int width, high, low; /* `high` codes of width + 1 bits, then `low` codes of width bits */
+} Run;
+
+typedef struct {
+    int start, count, width;
+} Part;
+
+typedef struct {
+    float per_unit;
+    int last;
+    int32_t below[MAX_CELLS];
+    float inside[MAX_CELLS];
+} Grid;
+
+typedef enum {
+    INTO_FLOATS,    /* out = x */
+    ONTO_FLOATS,    /* out = out + weight·x, computed in double */
+    ONTO_DOUBLES,
+} Target;
+
+typedef struct {
+    const float *x; /* encode: input */
+    void *out;      /* decode: output, or a running sum */
+    Target target;
+    double weight;
+    const uint8_t *data;
+    uint8_t *payload;
+    const uint8_t *received; /* decode: one byte per coordinate in block order, or NULL */
+    const double *gains;
+    const float *tables;
+    double *scales;
+    Py_ssize_t size, blocks, scale_count, scale_bytes;
+    int tail, raw, finite;
+    Run full_run, tail_run;
+    uint64_t base, scale_base; /* streams of signs and of the rounding of scales */
+    Grid grids[2];
+    float levels[2][256]; /* centroids of both widths by code; when decoding, times what the rotation leaves */
+} Job;
+
+/* One compiled copy of the hot loops. */
+typedef struct {
+    const char *name;
+    int (*runs_here)(void);
+    void (*encode)(Job *), (*decode)(Job *);
+} Kernels;
+
+extern const Kernels fedge_avx512, fedge_avx2, fedge_baseline;
+
+static inline uint32_t bits_of(float value) {
+    uint32_t bits;
+    memcpy(&bits, &value, 4);
+    return bits;
+}
+
+static inline float float_of(uint32_t bits) {
+    float value;
+    memcpy(&value, &bits, 4);
+    return value;
+}
+
+/* Word number `index` of the stream `seed`: fedge.seeds. */
+static inline uint64_t word(uint64_t seed, uint64_t index) {
+    uint64_t z = seed + (index + 1) * GAMMA;
+    z = (z ^ (z >> 30)) * 0xBF58476D1CE4E5B9u;
+    z = (z ^ (z >> 27)) * 0x94D049BB133111EBu;
+    return z ^ (z >> 31);
+}
+
+static inline const float *centroids_of(const float *tables, int width) { return tables + (1 << (width - 1)) - 1; }
+static inline const float *thresholds_of(const float *tables, int width) { return centroids_of(tables, width) + TABLE; }
+
+static inline int parts_of(Run run, Part parts[2]) {
+    int count = 0;
+    if (run.high) parts[count++] = (Part){0, run.high, run.width + 1};
+    if (run.low) parts[count++] = (Part){run.high, run.low, run.width};
+    return count;
+}
+
+static inline Py_ssize_t packed_bytes(int count, int width) {
+    Py_ssize_t total = 0;
+    for (int bits = 8; bits; bits /= 2)
+        if (width & bits) total += (count * bits + 7) / 8;
+    return total;
+}
+
+static inline Py_ssize_t run_bytes(Run run) {
+    return packed_bytes(run.high, run.width + 1) + packed_bytes(run.low, run.width);
+}
+
+/* All centroids of the widths of `run` times `factor`, indexed by code. */
+static inline void make_levels(Job *job, Run run, float factor) {
+    Part parts[2];
+    int count = parts_of(run, parts);
+    for (int p = 0; p < count; p++) {
+        int width = parts[p].width, half = 1 << (width - 1);
+        const float *c = centroids_of(job->tables, width);
+        float *levels = job->levels[width - run.width];
+        for (int j = 0; j < half; j++) levels[half + j] = c[j] * factor, levels[half - 1 - j] = -c[j] * factor;
+    }
+}
+
+#endif

@@ -1,0 +1,94 @@
+/* Eight floats at a time. What every vectors_*.h defines is listed in kernels.h. */
+
+#include <immintrin.h>
+
+#define W 8
+#define STRIP 8
+#define ISA __attribute__((target("avx2,fma")))
+#define INLINE static inline ISA __attribute__((always_inline))
+
+typedef float Floats __attribute__((vector_size(32)));
+typedef int32_t Ints __attribute__((vector_size(32)));
+
+INLINE Ints count_above(Ints count, Floats a, Floats b) { return count - (Ints)(a > b); }
+
+#define FEW_CELLS 0
+INLINE Ints cells(Floats place) { return (Ints)place; }
+
+INLINE Ints larger(Ints a, Ints b) { return (Ints)_mm256_max_epi32((__m256i)a, (__m256i)b); }
+
+INLINE void transpose(Floats *x) {
+    __m256 r[8], t[8];
+    UNROLL for (int i = 0; i < 8; i += 2) {
+        t[i] = _mm256_unpacklo_ps((__m256)x[i], (__m256)x[i + 1]);
+        t[i + 1] = _mm256_unpackhi_ps((__m256)x[i], (__m256)x[i + 1]);
+    }
+    UNROLL for (int i = 0; i < 8; i += 4)
+        UNROLL for (int j = 0; j < 2; j++) {
+            __m256d a = _mm256_castps_pd(t[i + j]), b = _mm256_castps_pd(t[i + j + 2]);
+            r[i + 2 * j] = _mm256_castpd_ps(_mm256_unpacklo_pd(a, b));
+            r[i + 2 * j + 1] = _mm256_castpd_ps(_mm256_unpackhi_pd(a, b));
+        }
+    UNROLL for (int c = 0; c < 4; c++) {
+        x[c] = (Floats)_mm256_permute2f128_ps(r[c], r[4 + c], 0x20);
+        x[4 + c] = (Floats)_mm256_permute2f128_ps(r[c], r[4 + c], 0x31);
+    }
+}
+
+/* table[index] for tables of 16. */
+typedef struct {
+    __m256 low, high;
+} Table;
+
+INLINE Table load_table(const float *from) { return (Table){_mm256_loadu_ps(from), _mm256_loadu_ps(from + 8)}; }
+
+INLINE Floats look_up(Table table, Ints index) {
+    __m256 low = _mm256_permutevar8x32_ps(table.low, (__m256i)index);
+    __m256 high = _mm256_permutevar8x32_ps(table.high, (__m256i)index);
+    return (Floats)_mm256_blendv_ps(low, high, _mm256_castsi256_ps(_mm256_slli_epi32((__m256i)index, 28)));
+}
+
+INLINE Floats look_up_8(Table table, Ints index) {
+    return (Floats)_mm256_permutevar8x32_ps(table.low, (__m256i)index);
+}
+
+INLINE Ints load_codes(const uint8_t *from) {
+    return (Ints)_mm256_cvtepu8_epi32(_mm_loadl_epi64((const __m128i *)from));
+}
+
+INLINE void store_codes(uint8_t *to, Ints codes) {
+    __m128i low = _mm256_castsi256_si128((__m256i)codes), high = _mm256_extracti128_si256((__m256i)codes, 1);
+    __m128i words = _mm_packus_epi32(low, high);
+    _mm_storel_epi64((__m128i *)to, _mm_packus_epi16(words, words));
+}
+
+INLINE __m256d upper_half(__m256 x) { return _mm256_cvtps_pd(_mm256_extractf128_ps(x, 1)); }
+
+INLINE __m256d lower_half(__m256 x) { return _mm256_cvtps_pd(_mm256_castps256_ps128(x)); }
+
+INLINE void add_to_floats(float *sum, Floats x, double weight) {
+    __m256d w = _mm256_set1_pd(weight);
+    __m256d low = _mm256_add_pd(_mm256_cvtps_pd(_mm_loadu_ps(sum)), _mm256_mul_pd(lower_half((__m256)x), w));
+    __m256d high = _mm256_add_pd(_mm256_cvtps_pd(_mm_loadu_ps(sum + 4)), _mm256_mul_pd(upper_half((__m256)x), w));
+    _mm_storeu_ps(sum, _mm256_cvtpd_ps(low));
+    _mm_storeu_ps(sum + 4, _mm256_cvtpd_ps(high));
+}
+
+INLINE void add_to_doubles(double *sum, Floats x, double weight) {
+    __m256d w = _mm256_set1_pd(weight);
+    _mm256_storeu_pd(sum, _mm256_add_pd(_mm256_loadu_pd(sum), _mm256_mul_pd(lower_half((__m256)x), w)));
+    _mm256_storeu_pd(sum + 4, _mm256_add_pd(_mm256_loadu_pd(sum + 4), _mm256_mul_pd(upper_half((__m256)x), w)));
+}
+
+typedef struct {
+    __m256d part[4];
+} Sums;
+
+/* Products of two float32 are exact in double, so fusing them with the addition changes nothing. */
+INLINE void add_products(Sums *sums, const float *y, const float *q) {
+    UNROLL for (int k = 0; k < 4; k++) {
+        __m256d a = _mm256_cvtps_pd(_mm_loadu_ps(y + 4 * k));
+        __m256d b = q == y ? a : _mm256_cvtps_pd(_mm_loadu_ps(q + 4 * k));
+        sums->part[k] = _mm256_fmadd_pd(a, b, sums->part[k]);
+    }
+}
