@@ -21,7 +21,11 @@ from fedge.errors import TaskError, UnknownName
 if TYPE_CHECKING:
     from torch import Tensor, nn
 
-KNOWN: tuple[str, ...] = ("fedge.tasks.wisdm:task",)
+KNOWN: tuple[str, ...] = (
+    "fedge.tasks.wisdm:task",
+    "fedge.tasks.fashion_mnist:task",
+    "fedge.tasks.shakespeare:task",
+)
 """The tasks that come with fedge."""
 
 
