@@ -3,6 +3,7 @@
 ServerError
 ├── JournalError     a journal that can take no more records
 ├── WorkerError      the worker process failed, or said that the task did
+├── DataError        a data set that could not be fetched, or is not the one expected
 ├── Stopped          a person stopped the run
 ├── RunFailed        the run cannot go on; says why
 └── Refused          a request that is not served: status, a stable reason, words, and the faults
@@ -25,6 +26,10 @@ class JournalError(ServerError):
 
 class WorkerError(ServerError):
     """The worker process failed, or said that the task did."""
+
+
+class DataError(ServerError):
+    """A data set that could not be fetched, or is not the one expected."""
 
 
 class Stopped(ServerError):

@@ -7,6 +7,7 @@ import time
 import click
 
 from server_app.cli.connection import Connection, ask, connected, echo_json, json_option
+from server_app.cli.data import data
 from server_app.cli.local import bench, demo, simulate
 from server_app.cli.runs import run
 
@@ -61,5 +62,5 @@ def create_token(connection: Connection, role: str, note: str, as_json: bool) ->
     return echo_json(answer) if as_json else click.echo(answer.token)
 
 
-for command in (run, demo, simulate, bench):
+for command in (run, demo, simulate, data, bench):
     main.add_command(command)

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from typing import Any
 
 from rich.console import Console
 from rich.table import Table
@@ -104,6 +105,16 @@ def device_list(devices: DeviceList, now: float) -> Table:
             as_bytes(d.traffic.down),
             d.last_error[:60],
         )
+    return table
+
+
+def data_list(rows: Iterable[Mapping[str, Any]]) -> Table:
+    """Return one line for each data set, as ``fedge data list --json`` gives them."""
+    table = _table("name", "here", "content", "licence", "published at")
+    for row in rows:
+        states = sorted(set(row["states"].values()))
+        here = ", ".join(states) or "-"
+        table.add_row(row["name"], here, as_bytes(row["size_bytes"]), row["licence"], row["url"] or "nowhere public")
     return table
 
 
