@@ -130,10 +130,17 @@ class Recorder:
     def num_examples(self, device: str) -> int:
         return self.trainer.num_examples(device)
 
-    def train(self, device: str, anchor: Vector, terms: LocalTerms, local: LocalSpec, seed: int) -> Trained:
-        trained = self.trainer.train(device, anchor, terms, local, seed)
-        self.last[device] = trained.delta
-        return trained
+    def begin(
+        self, device: str, anchor: Vector, terms: LocalTerms, local: LocalSpec, seed: int
+    ) -> Callable[[], Trained]:
+        result = self.trainer.begin(device, anchor, terms, local, seed)
+
+        def finish() -> Trained:
+            trained = result()
+            self.last[device] = trained.delta
+            return trained
+
+        return finish
 
     def evaluate(self, params: Vector) -> dict[str, float]:
         return self.trainer.evaluate(params)
