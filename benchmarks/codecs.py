@@ -1,181 +1,120 @@
-"""What the codecs cost: bits on the wire, error, and time against a memcpy of the same vector. One thread.
+"""What the codecs cost: error over the bits that travel, and time over size, as tables, plots and JSON. One thread.
 
-    python -m benchmarks.codecs                          # the table of docs/codecs.md, about two minutes
-    python -m benchmarks.codecs --sizes 65536 --bits 1 4 --json codecs.json
+    fedge bench codecs                                  # one to three minutes
+    fedge bench codecs --quick --updates DIR --out DIR  # DIR: what benchmarks.capture_updates wrote
 
-Columns: ``wire`` is bits per coordinate with side information and one 20-byte frame header per 65,536 coordinates;
-``vNMSE`` is ||x_hat - x||²/||x||², mean over seeds, x log-normal with random signs; ``enc`` and ``dec`` are times per
-million coordinates in milliseconds (smallest of the repetitions) and, after it, their ratio to ``np.copyto`` into
-a buffer that exists. ``acc32`` and ``acc64`` decode and add into a float32 and a float64 sum. All are repeated in turn,
-so that a busy machine disturbs them alike; the median ratio is in the JSON. Every instruction set that this CPU has and
-``--kernels`` names is measured, then the NumPy twin unless ``--no-twin`` is given.
+Error: vNMSE = ||x_hat - x||²/||x||² over the bits per weight that travel in frames, headers and all, on Gaussian,
+log-normal, heavy-tailed and sparse vectors and on real updates, beside the rate-distortion floor 1/(4^b - 1) and beside
+EDEN with one scale and one rate for the whole vector ("gain": its error over ours at the same number of bytes). Of real
+updates only the weights count: biases and the like travel as float32, and a table says how much that is. Without
+``--updates``, updates of wisdm are captured on the spot, whose data is shipped; for all three tasks:
+
+    python -m benchmarks.capture_updates --out DIR --data DIR
+
+Time: ns per coordinate, which is milliseconds per million, least of the repetitions, and as ratio to ``np.copyto`` into
+a buffer that exists ("/copy") and to EDEN as one would write it in torch ("torch/": how many times longer that takes,
+``codec_bench/torch_eden.py``), on a log-normal vector with random signs. All of a line is repeated in turn. Every
+instruction set that this CPU has and ``--kernels`` names is measured, then the NumPy twin; that and torch up to 2^20.
 """
 
 from __future__ import annotations
 
 import argparse
 import json
-import os
 import platform
-import statistics
-import subprocess
-import sys
-import time
-from collections.abc import Callable
-from dataclasses import asdict, dataclass
-from functools import partial
+from dataclasses import asdict
+from datetime import datetime
 from pathlib import Path
 
 import numpy as np
+import torch
 
-from fedge.codecs import Codec, Eden, Identity, Vector, native_available, native_status
-from fedge.codecs.native import kernels
+from benchmarks.codec_bench import error, plots, speed, tables
+from benchmarks.codec_bench.configurations import CONFIGURATIONS
+from benchmarks.codec_bench.inputs import SHIPPED, Input, capture_shipped, captured, drawn
+from fedge.codecs import native_status
 
-SIZES = [1 << 16, 1 << 20, 1 << 24]
-BITS = [0.1, 0.5, 1.0, 2.0, 3.0, 4.0, 8.0]
 KERNELS = ["avx512", "avx2"] if platform.machine() == "x86_64" else ["baseline"]
-FRAME_BYTES, FRAME_COORDINATES = 20, 65_536
+QUICK_SIZES, QUICK_BITS, QUICK_SECONDS = [1 << 16, 1 << 20], [0.25, 1.0, 2.0, 4.0], 0.2
+LARGEST_DRAWN = 1 << 20
 
 
-@dataclass(frozen=True)
-class Row:
-    """One line of the table. Times are nanoseconds per coordinate, which is milliseconds per million."""
-
-    implementation: str
-    codec: str
-    bits: float
-    size: int
-    wire_bits: float
-    vnmse: float
-    copy_ns: float
-    encode_ns: float
-    decode_ns: float
-    acc32_ns: float
-    acc64_ns: float
-    encode_ratio: float
-    decode_ratio: float
-    acc32_ratio: float
-    acc64_ratio: float
-    encode_ratio_median: float
-    decode_ratio_median: float
-    acc32_ratio_median: float
-    acc64_ratio_median: float
-
-
-def vector(size: int) -> Vector:
-    """A log-normal vector with random signs, float32."""
-    rng = np.random.default_rng(0)
-    x: Vector = (rng.lognormal(size=size) * rng.choice([-1.0, 1.0], size)).astype(np.float32)
-    return x
-
-
-def seconds(action: Callable[[], object]) -> float:
-    """Processor time of one call on this thread: neighbours on a busy machine do not count, page faults do."""
-    begin = time.thread_time()
-    action()
-    return time.thread_time() - begin
-
-
-def measure(codec: Codec, x: Vector, implementation: str, budget_seconds: float) -> Row:
-    """Measure one codec on one vector for about ``budget_seconds``, at least three times."""
-    size, out, sum32, sum64 = x.size, np.empty_like(x), np.zeros_like(x), np.zeros(x.size)
-    data = codec.encode(x, seed=0)
-    norm = float(np.sum(x.astype(np.float64) ** 2))
-    errors: list[float] = []
-    times: dict[str, list[float]] = {name: [] for name in ("copy", "encode", "decode", "acc32", "acc64")}
-    end, seed = time.perf_counter() + budget_seconds, 0
-    while seed < 3 or time.perf_counter() < end:
-        times["copy"].append(seconds(partial(np.copyto, out, x)))
-        times["encode"].append(seconds(partial(codec.encode, x, seed)))
-        times["decode"].append(seconds(partial(codec.decode, data, size, 0)))
-        times["acc32"].append(seconds(partial(codec.accumulate, data, size, 0, 1.0, sum32)))
-        times["acc64"].append(seconds(partial(codec.accumulate, data, size, 0, 1.0, sum64)))
-        if seed < (20 if size < 1 << 23 else 2):
-            x_hat = codec.decode(codec.encode(x, seed), size, seed)
-            errors.append(float(np.sum((x_hat.astype(np.float64) - x) ** 2)) / norm)
-        seed += 1
-    frames = -(-size // FRAME_COORDINATES)
-    least = {name: min(values) for name, values in times.items()}
-    middle = {name: statistics.median(values) for name, values in times.items()}
-    names = ("encode", "decode", "acc32", "acc64")
-    return Row(
-        implementation=implementation,
-        codec=codec.name,
-        bits=codec.bits,
-        size=size,
-        wire_bits=8 * (len(data) + frames * FRAME_BYTES) / size,
-        vnmse=statistics.fmean(errors),
-        **{f"{name}_ns": least[name] * 1e9 / size for name in ("copy", *names)},
-        **{f"{name}_ratio": least[name] / least["copy"] for name in names},
-        **{f"{name}_ratio_median": middle[name] / middle["copy"] for name in names},
+def arguments() -> argparse.Namespace:
+    """Parse the command line; ``--quick`` only changes what is not named."""
+    parser = argparse.ArgumentParser(
+        prog="fedge bench codecs", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
+    parser.add_argument("--quick", action="store_true", help="fewer sizes and rates, a fifth of a second per line")
+    parser.add_argument("--updates", type=Path, metavar="DIR", help="real updates, of benchmarks.capture_updates")
+    parser.add_argument("--out", type=Path, metavar="DIR", help="plots and JSON  [default: reports/codecs-TIME]")
+    parser.add_argument("--sizes", type=int, nargs="+", help="coordinates of the vectors that are timed")
+    parser.add_argument("--bits", type=float, nargs="+", help="bits per coordinate, for error and time")
+    parser.add_argument("--seconds", type=float, help="per line of the table of times  [default: 0.5]")
+    parser.add_argument("--kernels", nargs="+", default=KERNELS, help="instruction sets")
+    parser.add_argument("--no-twin", action="store_true", help="leave the NumPy twin out")
+    args = parser.parse_args()
+    args.sizes = sorted(set(args.sizes or (QUICK_SIZES if args.quick else speed.SIZES)))
+    args.error_bits = sorted(set(args.bits or (QUICK_BITS if args.quick else error.BITS)))
+    args.speed_bits = sorted(set(args.bits or (QUICK_BITS if args.quick else speed.BITS)))
+    args.seconds = args.seconds or (QUICK_SECONDS if args.quick else 0.5)
+    args.out = args.out or Path("reports") / f"codecs-{datetime.now().astimezone():%Y%m%d-%H%M%S}"
+    if args.sizes[0] < 1:
+        parser.error(f"argument --sizes: expected sizes from 1, got {args.sizes[0]}")
+    try:
+        args.real = captured(args.updates) if args.updates else None
+    except (OSError, ValueError) as refused:
+        parser.error(f"argument --updates: {refused}")
+    return args
 
 
-def show(row: Row) -> str:
-    """Return the row as one line of the table."""
-    return (
-        f"{row.implementation:9} {row.codec:9} {row.bits:5g} {row.size:>10,} {row.wire_bits:8.4f} {row.vnmse:10.4g}"
-        f" {row.copy_ns:6.2f} {row.encode_ns:8.2f} {row.encode_ratio:6.2f}x"
-        f" {row.decode_ns:8.2f} {row.decode_ratio:6.2f}x {row.acc32_ns:7.2f} {row.acc32_ratio:6.2f}x"
-        f" {row.acc64_ns:7.2f} {row.acc64_ratio:6.2f}x"
-    )
+def real_updates(args: argparse.Namespace) -> list[Input]:
+    """Return the updates that were named, or capture those that need no data."""
+    if args.real is not None:
+        real: list[Input] = args.real
+        return real
+    print(f"No --updates: capturing some of {SHIPPED}; for all tasks see python -m benchmarks.capture_updates --help")
+    print("Its rounds (updates, loss, accuracy, seconds):")
+    return capture_shipped(args.out / "updates")
 
 
-def run(sizes: list[int], bits: list[float], budget_seconds: float) -> list[Row]:
-    """Measure and print every combination with the implementation that this process has loaded."""
-    implementation = kernels.isa() if native_available() else "numpy"
-    rows = []
-    for size in sizes:
-        x = vector(size)
-        codecs: list[Codec] = [Identity(), *(Eden(rate) for rate in bits)]
-        for codec in codecs:
-            rows.append(measure(codec, x, implementation, budget_seconds))
-            print(show(rows[-1]), flush=True)
-    return rows
-
-
-def run_twin(args: argparse.Namespace) -> list[Row]:
-    """Measure the NumPy twin in a process of its own, where the extension is turned off."""
-    command = [sys.executable, "-m", "benchmarks.codecs", "--json", "-", "--seconds", str(args.seconds)]
-    command += ["--sizes", *map(str, args.sizes), "--bits", *map(str, args.bits)]
-    done = subprocess.run(
-        command, env={**os.environ, "FEDGE_NO_NATIVE": "1"}, stdout=subprocess.PIPE, text=True, check=True
-    )
-    table, _, report = done.stdout.partition("\n{")
-    print(table.split("ratio\n", 1)[-1])
-    return [Row(**row) for row in json.loads("{" + report)["rows"]]
+def cpu() -> str:
+    """Return the processor's name as the system knows it."""
+    try:
+        text = Path("/proc/cpuinfo").read_text()
+    except OSError:
+        return platform.processor() or platform.machine()
+    names = [line.partition(":")[2].strip() for line in text.splitlines() if line.startswith("model name")]
+    return names[0] if names else platform.machine()
 
 
 def main() -> None:
-    """Parse the command line, measure, print."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--sizes", type=int, nargs="+", default=SIZES, help="coordinates")
-    parser.add_argument("--bits", type=float, nargs="+", default=BITS, help="bits per coordinate")
-    parser.add_argument("--seconds", type=float, default=1.0, help="per line")
-    parser.add_argument("--kernels", nargs="+", default=KERNELS, help="instruction sets")
-    parser.add_argument("--no-twin", action="store_true", help="leave the NumPy twin out")
-    parser.add_argument("--json", metavar="FILE", help="write every figure to FILE, '-' for standard output")
-    args = parser.parse_args()
-    print(f"{native_status()} {platform.machine()}, Python {platform.python_version()}, NumPy {np.__version__}")
-    print(
-        "made by   codec      bits       size     wire      vNMSE   copy      enc   ratio      dec   ratio"
-        "   acc32   ratio   acc64   ratio"
-    )
-    if native_available():
-        rows = []
-        for isa in args.kernels:
-            if kernels.use_isa(isa):
-                rows += run(args.sizes, args.bits, args.seconds)
-        if not args.no_twin:
-            rows += run_twin(args)
-    else:
-        rows = run(args.sizes, args.bits, args.seconds)
-    if args.json:
-        report = json.dumps({"status": native_status(), "rows": [asdict(row) for row in rows]}, indent=1)
-        if args.json == "-":
-            print(report)
-        else:
-            Path(args.json).write_text(report + "\n")
+    """Measure, print, and write what was found."""
+    args = arguments()
+    args.out.mkdir(parents=True, exist_ok=True)
+    machine = {
+        "cpu": cpu(),
+        "python": platform.python_version(),
+        "numpy": np.__version__,
+        "torch": torch.__version__,
+        "codecs": native_status(),
+    }
+    print("; ".join(f"{name} {what}" if name != "codecs" else what for name, what in machine.items()))
+    real = real_updates(args)
+    inputs = [*drawn(min(args.sizes[-1], LARGEST_DRAWN)), *real]
+    points = error.run(CONFIGURATIONS, inputs, args.error_bits)
+    print(f"\n{tables.error_table(points)}\n\n{tables.gain_table(points)}\n\n{tables.raw_table(real)}\n", flush=True)
+    rows = speed.run_every(args.kernels, not args.no_twin, args.sizes, args.speed_bits, args.seconds)
+    report = {
+        "machine": machine,
+        "error": [{**asdict(point), "gain": point.gain, "over_floor": point.over_floor} for point in points],
+        "time": [row.to_json() for row in rows],
+    }
+    (args.out / "codecs.json").write_text(json.dumps(report, indent=1) + "\n")
+    plots.error_over_bits(points, args.out / "error_over_bits.png")
+    plots.gain_on_real_updates(points, args.out / "gain_on_real_updates.png")
+    if rows:
+        plots.time_over_size(rows, args.out / "time_over_size.png")
+    print(f"\nPlots and codecs.json are in {args.out.resolve()}")
 
 
 if __name__ == "__main__":
