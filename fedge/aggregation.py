@@ -5,30 +5,40 @@
 One float64 vector for any number of devices: O(d) memory. Deltas are added in the order they arrive, and adding
 the stored ones again in that order gives the same bits. A segment nobody delivered is reported as such and keeps
 its value that round; a device that delivered half its segments counts in those only.
+
+``total`` is this plain, unbiased sum whatever the weights: FedDyn's S is made of it. ``mean()`` is plain too, unless
+the plan asks for shrinkage (``fedge.weighting``).
 """
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
-from fedge.errors import AggregationError, LayoutError
-from fedge.layout import Kind, Layout
+from fedge.errors import AggregationError, LayoutError, UnknownName
+from fedge.layout import Kind, Layout, Segment
+from fedge.weighting import PLAIN, SHRINKAGE, Shrinkage, Sum
 
 
 class SegmentSums:
-    """Running weighted sums over the segments of ``layout``.
+    """Running weighted sums over the segments of ``layout``; ``weights`` says how the mean is made of them.
 
     >>> sums.add(0, np.ones(4096, np.float32), weight=120.0)
     >>> sums.mean()[sums.mask]     # the coordinates somebody delivered
     """
 
-    __slots__ = ("count", "layout", "total", "weight")
+    __slots__ = ("count", "layout", "shrinkage", "shrunk_by", "total", "weight")
 
-    def __init__(self, layout: Layout) -> None:
+    def __init__(self, layout: Layout, weights: str = PLAIN) -> None:
+        if weights not in (PLAIN, SHRINKAGE):
+            raise UnknownName("weights", weights, (PLAIN, SHRINKAGE))
         self.layout = layout
+        self.shrinkage = Shrinkage(layout) if weights == SHRINKAGE else None
+        self.shrunk_by: float | None = None
+        """How far shrinkage moved the last ``mean()``: ‖mean - plain mean‖ / ‖plain mean‖; None where it is plain."""
         self.total: npt.NDArray[np.float64] = np.zeros(layout.size)
         """Σ w_k · x_k, float64 [d]."""
         self.weight: npt.NDArray[np.float64] = np.zeros(len(layout.segments))
@@ -36,12 +46,17 @@ class SegmentSums:
         self.count: npt.NDArray[np.int64] = np.zeros(len(layout.segments), np.int64)
         """How many devices delivered each segment, int64 [segments]."""
 
-    def add(self, segment_index: int, x: npt.NDArray[np.floating[Any]], weight: float) -> None:
+    def add(
+        self, segment_index: int, x: npt.NDArray[np.floating[Any]], weight: float, error: float | None = None
+    ) -> None:
         """Add ``weight * x``, ``x`` float ``[segment size]``, to segment ``segment_index``.
+
+        ``error`` is the codec's A, E‖x̂ - x‖² = A‖x‖² (``fedge.weighting.error_of``). Plain weights do without.
 
         Raises:
             LayoutError: if there is no such segment, or ``x`` is not of its size.
-            AggregationError: if ``x`` holds NaN or infinity, or ``weight`` is not a positive number.
+            AggregationError: if ``x`` holds NaN or infinity, or ``weight`` is not a positive number; or if the mean
+                is to be shrunk and ``error`` is not a number of at least 0.
         """
         if not 0 <= segment_index < len(self.layout.segments):
             raise LayoutError(f"expected a segment of 0..{len(self.layout.segments) - 1}, got {segment_index}")
@@ -53,6 +68,10 @@ class SegmentSums:
         finite = np.isfinite(x)
         if not finite.all():
             raise AggregationError(f"segment {segment_index}: expected finite values, got {x[~finite][0]}")
+        if self.shrinkage is not None:
+            if error is None or not (np.isfinite(error) and error >= 0):
+                raise AggregationError(f"segment {segment_index}: expected the codec's error to shrink by, got {error}")
+            self.shrinkage.add(segment, x, weight, error)
         # Added in arrival order, in float64: replaying the stored payloads gives the same bits.
         self.total[segment.slice] += np.float64(weight) * x
         self.weight[segment_index] += weight
@@ -78,8 +97,17 @@ class SegmentSums:
 
     def mean(self) -> npt.NDArray[np.float64]:
         """Return the weighted mean, float64 ``[d]``, 0 in the segments nobody delivered (see ``mask``)."""
+        plain = self._over_weight(lambda segment, total: total)
+        if self.shrinkage is None:
+            return plain
+        mean = self._over_weight(self.shrinkage.shrink)
+        length = float(np.sqrt(np.square(plain).sum()))
+        self.shrunk_by = float(np.sqrt(np.square(mean - plain).sum())) / length if length else 0.0
+        return mean
+
+    def _over_weight(self, total_of: Callable[[Segment, Sum], Sum]) -> Sum:
         mean = np.zeros_like(self.total)
         for segment in self.layout.segments:
             if self.count[segment.index]:
-                mean[segment.slice] = self.total[segment.slice] / self.weight[segment.index]
+                mean[segment.slice] = total_of(segment, self.total[segment.slice]) / self.weight[segment.index]
         return mean

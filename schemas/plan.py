@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any, Self
+from typing import Any, Literal, Self
 
 from pydantic import Field, model_validator
 
@@ -62,6 +62,14 @@ class Cohort(Model):
         return self
 
 
+class Aggregation(Model):
+    """How updates are averaged. ``shrinkage`` trades a bias for less error where rates differ (docs/algorithms.md)."""
+
+    weights: Literal["plain", "shrinkage"] = Field(
+        default="plain", description="plain: unbiased; shrinkage: leans on devices that send more bits"
+    )
+
+
 class Plan(Model):
     """One run, from its task to its codecs."""
 
@@ -73,6 +81,7 @@ class Plan(Model):
     cohort: Cohort = Cohort()
     algorithm: AlgorithmSpec = FedDyn(name="feddyn")
     local: LocalSpec = LocalSpec()
+    aggregation: Aggregation = Aggregation()
     uplink: UplinkSpec = UplinkSpec()
     downlink: DownlinkSpec = DownlinkSpec()
 

@@ -53,6 +53,9 @@ class RoundStatus(Model):
     opened_at: float | None = Field(default=None, description="seconds since 1970, UTC")
     closed_at: float | None = None
     loss: float | None = Field(default=None, description="mean local training loss of the complete updates")
+    shrunk_by: float | None = Field(
+        default=None, description="how far shrinkage moved the mean, over the plain mean's length; null: it is plain"
+    )
     metrics: dict[str, float] = Field(default={}, description="of the published model on the test data")
     traffic: Traffic = Traffic()
     frame_bytes: Traffic = Field(default=Traffic(), description="frames alone, without HTTP and polling")

@@ -19,6 +19,7 @@ from fedge.protocol.coordinator import DeviceGone, Event, Round, UpdateReceived
 from fedge.protocol.ledger import Ledger
 from fedge.protocol.offer import certify
 from fedge.update import Stream, decode_frame, uplink
+from fedge.weighting import error_of
 from schemas.ids import DeviceId, RunId
 from schemas.messages import Assignment, Receipt, Refusal, UpdateHeader, UpdateStatus
 from schemas.packing import pack, unpack
@@ -93,10 +94,10 @@ class Book:
 
     def frame_entry(self, device: DeviceId, data: bytes, frame: Frame, x: Vector) -> Entry:
         """Return one checked and decoded frame as an entry of the journal."""
-        weight = self.weights[device]
+        weight, error = self.weights[device], error_of(frame)
         return Entry(
             Record(Kind.FRAME, device, data),
-            lambda: self.sums.add(frame.segment, x, weight),
+            lambda: self.sums.add(frame.segment, x, weight, error),
             lambda: self._take_frame(device, data, frame),
         )
 
@@ -161,6 +162,7 @@ class Book:
             opened_at=self.opened_at,
             closed_at=closed_at,
             loss=self.mean_loss(),
+            shrunk_by=self.sums.shrunk_by,
             traffic=traffic,
             frame_bytes=self.frame_bytes.snapshot(),
             float32_bytes=self.float32_bytes.snapshot(),

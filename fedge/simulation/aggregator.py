@@ -23,6 +23,7 @@ from fedge.selection import choose_cohort
 from fedge.simulation.clock import Clock
 from fedge.simulation.world import World
 from fedge.update import check_frame, decode_delta, uplink
+from fedge.weighting import error_of
 from schemas.ids import RunId
 from schemas.messages import Assignment, Receipt, Refusal, UpdateHeader, UpdateStatus, Work
 from schemas.plan import Plan
@@ -63,7 +64,7 @@ class Aggregator:
         self.clock, self.on_round = clock, on_round
         self.run = runs.Run(plan.rounds, plan.abandon_after)
         self.round = Round(0, quota_of(plan))
-        self.ledger, self.sums = Ledger(len(layout.segments)), SegmentSums(layout)
+        self.ledger, self.sums = Ledger(len(layout.segments)), SegmentSums(layout, plan.aggregation.weights)
         self.dual_epoch, self.reset_duals = 0, False
         self.last_applied: dict[str, int] = {}
         self.receipts: dict[tuple[str, int], Receipt] = {}
@@ -129,7 +130,7 @@ class Aggregator:
         if self.ledger.check_frame(device, frame.segment, checksum) is Verdict.NEW:
             x = decode_delta(frame, uplink(self.plan.seed, self.round.number, device))
             self.ledger.take_frame(device, frame.segment, checksum)
-            self.sums.add(frame.segment, x, self.algorithm.weight(self.sizes[device]))
+            self.sums.add(frame.segment, x, self.algorithm.weight(self.sizes[device]), error_of(frame))
 
     def _check_open(self, round_number: int) -> None:
         if round_number != self.round.number or not self.round.is_open:
@@ -162,7 +163,8 @@ class Aggregator:
 
     def _open_round(self, number: int) -> None:
         self.round = Round(number, quota_of(self.plan))
-        self.ledger, self.sums = Ledger(len(self.layout.segments)), SegmentSums(self.layout)
+        self.ledger = Ledger(len(self.layout.segments))
+        self.sums = SegmentSums(self.layout, self.plan.aggregation.weights)
         self._assignments = {}
         cohort = choose_cohort(self.plan.seed, number, self.world.devices, self.plan.cohort.devices)
         self._round_step(CohortChosen(cohort))

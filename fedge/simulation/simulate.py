@@ -122,6 +122,7 @@ class Simulation:
             opened_at=round.opened_at,
             closed_at=self.clock.now,
             loss=sum(known) / len(known) if known else None,
+            shrunk_by=aggregator.sums.shrunk_by,
             metrics=self.trainer.evaluate(published) if due else {},
             traffic=spent,
             frame_bytes=spent,

@@ -13,6 +13,7 @@ import pytest
 
 from schemas.config import ServerConfig
 from schemas.messages import Assignment
+from schemas.specs import Limits, LinkLimit
 from schemas.status import Role, RunStatus
 from server_app import driver
 from server_app.blobs import RunFiles
@@ -72,9 +73,10 @@ class Killable:
 
 
 @asynccontextmanager
-async def fleet(server: Killable) -> AsyncIterator[list[Device]]:
-    """Yield two enrolled devices."""
-    devices = [Device(server.url, name, server.tokens[Role.ENROLL]) for name in ("a", "b")]
+async def fleet(server: Killable, **limits: Limits) -> AsyncIterator[list[Device]]:
+    """Yield two enrolled devices, a and b; ``limits`` by name."""
+    enroll = server.tokens[Role.ENROLL]
+    devices = [Device(server.url, name, enroll, limits=limits.get(name, Limits())) for name in ("a", "b")]
     try:
         for device in devices:
             await device.enroll()
@@ -99,10 +101,12 @@ async def one_round(server: Killable, devices: list[Device], pending: list[Assig
     return asked
 
 
-async def play(state_dir: Path, kill_at: str, how: signal.Signals = signal.SIGKILL) -> tuple[bytes, RunStatus]:
+async def play(
+    state_dir: Path, kill_at: str, how: signal.Signals = signal.SIGKILL, weights: str = "plain", **limits: Limits
+) -> tuple[bytes, RunStatus]:
     """Run two rounds, killing the aggregator in the first; returns the model and the run."""
-    async with Killable(state_dir, kill_at, how) as server, fleet(server) as devices:
-        await server.ask("/v1/runs", "POST", json=plan(algorithm=FEDDYN))
+    async with Killable(state_dir, kill_at, how) as server, fleet(server, **limits) as devices:
+        await server.ask("/v1/runs", "POST", json=plan(algorithm=FEDDYN, aggregation={"weights": weights}))
         asked = await one_round(server, devices, [])
         await one_round(server, devices, asked)
         status = await server.until_over("tiny-task-1")
@@ -129,6 +133,15 @@ async def test_an_aggregator_that_is_asked_to_end_goes_on_with_the_same_round(
 ) -> None:
     model, _ = await play(tmp_path, "after half an update", signal.SIGTERM)
     assert model == undisturbed
+
+
+async def test_a_killed_aggregator_shrinks_the_mean_of_unlike_rates_to_the_same_model(
+    tmp_path: Path, undisturbed: bytes
+) -> None:
+    slow = Limits(uplink=LinkLimit(bits=0.5))
+    killed, _ = await play(tmp_path / "killed", "after one update", weights="shrinkage", a=slow)
+    calm, _ = await play(tmp_path / "calm", "nowhere", weights="shrinkage", a=slow)
+    assert killed == calm != undisturbed
 
 
 async def until_broken(state_dir: Path, crash: pytest.MonkeyPatch) -> list[Assignment]:

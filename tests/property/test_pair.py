@@ -12,13 +12,14 @@ from hypothesis import strategies as st
 from fedge.protocol.participant import Participant, Phase
 from fedge.simulation import Link, Simulation, World
 from schemas.plan import plan_from_toml
-from schemas.status import RunPhase
+from schemas.specs import Limits, LinkLimit
+from schemas.status import RoundPhase, RunPhase
 from tests.support.quadratic import Quadratic
 
 DEVICES = tuple(f"d{i}" for i in range(6))
 
 
-def plan(rounds=6, seed=1, bits=2.0, algorithm='name = "feddyn"\nalpha = 0.5'):
+def plan(rounds=6, seed=1, bits=2.0, algorithm='name = "feddyn"\nalpha = 0.5', weights="plain"):
     return plan_from_toml(f"""
         task = "a:b"
         rounds = {rounds}
@@ -29,6 +30,8 @@ def plan(rounds=6, seed=1, bits=2.0, algorithm='name = "feddyn"\nalpha = 0.5'):
         seconds = {{min = 3, max = 8}}
         [algorithm]
         {algorithm}
+        [aggregation]
+        weights = "{weights}"
         [uplink]
         bits = {bits}
         [downlink]
@@ -61,6 +64,22 @@ def test_after_any_weather_the_servers_sum_is_the_sum_of_the_devices_duals(seed,
     duals = sum(device.dual() for device in simulation.devices.values())
     h = simulation.aggregator.state.h
     assert np.abs(duals - h).max() <= 1e-12 * max(1.0, np.abs(h).max())
+
+
+@settings(max_examples=10, deadline=None)
+@given(st.integers(0, 2**32), probability, probability)
+def test_shrinking_the_mean_of_devices_at_unlike_rates_leaves_the_sum_of_the_duals_alone(seed, lost, cut):
+    rates = zip(DEVICES, (0.5, 1.0, 2.0, 4.0, 6.0, 8.0), strict=True)
+    limits = {name: Limits(uplink=LinkLimit(bits=bits)) for name, bits in rates}
+    world = World(DEVICES, link=Link(request_lost=lost, upload_cut=cut), limits=limits)
+    simulation = Simulation(plan(seed=seed, bits=8.0, weights="shrinkage"), Quadratic(), world)
+    simulation.run()
+    settle_all(simulation)
+    duals = sum(device.dual() for device in simulation.devices.values())
+    h = simulation.aggregator.state.h
+    assert np.abs(duals - h).max() <= 1e-12 * max(1.0, np.abs(h).max())
+    closed = [status for status in simulation.rounds if status.phase is RoundPhase.CLOSED]
+    assert all(status.shrunk_by is not None and status.shrunk_by > 0 for status in closed)
 
 
 @settings(max_examples=15, deadline=None)

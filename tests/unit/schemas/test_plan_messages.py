@@ -23,6 +23,7 @@ def test_a_plan_needs_a_task_and_a_number_of_rounds_only() -> None:
     plan = plan_from_toml(LEAST)
     assert (plan.cohort.devices, plan.cohort.updates.min, plan.cohort.updates.max) == (12, 8, 12)
     assert plan.algorithm == FedDyn(name="feddyn", alpha=0.1)
+    assert plan.aggregation.weights == "plain"
 
 
 def test_updates_follow_the_cohort_where_they_are_left_out() -> None:
@@ -45,6 +46,11 @@ def test_updates_follow_the_cohort_where_they_are_left_out() -> None:
             "codec: should be 'eden' or 'none', got 'edn'; did you mean 'eden'?",
         ),
         (LEAST + "[uplink]\nbits = 9\n", "uplink.bits: should be less than or equal to 8, got 9"),
+        (
+            LEAST + '[aggregation]\nweights = "shrinkge"\n',
+            "aggregation.weights: should be 'plain' or 'shrinkage', got 'shrinkge'; did you mean 'shrinkage'?",
+        ),
+        (LEAST + "[aggregation]\nweigts = 1\n", "aggregation.weigts: unknown key; did you mean 'weights'?"),
         ('task = "fedge.tasks.wisdm:task"\n', "rounds: missing; this key is required"),
         (
             'task = "wisdm"\nrounds = 3\n',
