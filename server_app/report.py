@@ -20,6 +20,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from importlib.resources import files
 from pathlib import Path
+from statistics import median
 from typing import Any
 
 from schemas.plan import Plan
@@ -62,6 +63,12 @@ class Result:
         """How many rounds made a model."""
         return sum(r.phase is RoundPhase.CLOSED for r in self.rounds)
 
+    @property
+    def shrunk_by(self) -> float | None:
+        """How far shrinkage moved the mean in the median round, over the plain mean's length; None: plain weights."""
+        moved = [r.shrunk_by for r in self.rounds if r.shrunk_by is not None]
+        return median(moved) if moved else None
+
 
 def summary(result: Result, report_dir: Path | None) -> dict[str, Any]:
     """Return the closing table as plain values; scripts rely on these keys."""
@@ -77,6 +84,8 @@ def summary(result: Result, report_dir: Path | None) -> dict[str, Any]:
         "rounds_abandoned": sum(r.phase is RoundPhase.ABANDONED for r in result.rounds),
         "devices": result.devices,
         "seed": result.plan.seed,
+        "weights": result.plan.aggregation.weights,
+        "shrunk_by": result.shrunk_by,
         "seconds": round(result.seconds, 3),
         "bytes_up": sent.up or frames.up,
         "bytes_down": sent.down or frames.down,
@@ -97,6 +106,7 @@ def rows(result: Result) -> list[tuple[str, str]]:
         ("accuracy on the test data", as_percent(result.accuracy)),
         ("rounds", f"{result.rounds_closed} of {result.plan.rounds}{_abandoned(result)}"),
         ("devices", f"{result.devices}, {max(cohorts, default=0)} invited to a round"),
+        ("weights in the mean", weights_words(result.plan.aggregation.weights, result.shrunk_by)),
         ("time", as_seconds(result.seconds)),
     ]
     for label, is_up in (("up", True), ("down", False)):
@@ -107,6 +117,14 @@ def rows(result: Result) -> list[tuple[str, str]]:
         table.append((f"frames {label} alone, without HTTP", as_bytes(f)))
         table.append(("  ratio to float32", f"{as_ratio(b, f)}  ({as_bytes(b)} as float32)"))
     return table
+
+
+def weights_words(weights: str, shrunk_by: float | None = None) -> str:
+    """Return how the updates were averaged, and what that means."""
+    if weights == "plain":
+        return "plain, unbiased"
+    moved = "" if shrunk_by is None else f"; moved the mean by {as_percent(shrunk_by)}"
+    return f"{weights}, biased towards devices that send more bits{moved}"
 
 
 def write(folder: Path, result: Result, model: bytes) -> None:

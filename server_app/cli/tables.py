@@ -10,7 +10,7 @@ from rich.table import Table
 
 from schemas.specs import Limits, LinkLimit
 from schemas.status import DeviceList, RoundStatus, RunList, RunStatus, RunSummary, ServerStatus
-from server_app.report import Result
+from server_app.report import Result, weights_words
 from server_app.report import rows as report_rows
 from server_app.units import as_bytes, as_percent, as_ratio, as_seconds
 
@@ -62,6 +62,7 @@ def run_facts(run: RunStatus) -> Rows:
         ("rounds", progress(run)),
         ("devices", f"{run.devices} eligible"),
         ("model", f"{run.size:,} coordinates"),
+        ("weights in the mean", weights_words(run.plan.aggregation.weights)),
         ("metrics", seen or "-"),
         ("up", _cost(run.traffic.up, run.float32_bytes.up)),
         ("  frames alone", _cost(run.frame_bytes.up, run.float32_bytes.up)),
@@ -144,6 +145,7 @@ def round_words(r: RoundStatus) -> str:
     parts = [f"round {r.round} {r.phase}", f"{len(r.updates)} of {len(r.cohort)} updates"]
     parts += [f"{len(names)} {word}" for names, word in ((r.partial, "partial"), (r.gone, "gone")) if names]
     parts += [f"loss {r.loss:.3f}"] if r.loss is not None else []
+    parts += [f"mean shrunk by {as_percent(r.shrunk_by)}"] if r.shrunk_by is not None else []
     parts += [f"accuracy {as_percent(r.metrics['accuracy'])}"] if "accuracy" in r.metrics else []
     return ", ".join([*parts, *([r.reason] if r.reason else [])])
 

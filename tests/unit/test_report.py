@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from safetensors.numpy import load_file, save
 
-from schemas.plan import Plan, plan_from_toml
+from schemas.plan import Aggregation, Plan, plan_from_toml
 from schemas.specs import FedProx
 from schemas.status import RoundPhase, RoundStatus, RunPhase, RunSummary, Traffic
 from server_app.report import Note, Result, plan_toml, rows, summary, write
@@ -91,6 +91,17 @@ def test_the_closing_table_says_what_the_ratio_is_of() -> None:
         "9.0x  (900 B as float32)", "15.0x  (900 B as float32)",
         "6.0x  (1.26 kB as float32)", "8.4x  (1.26 kB as float32)",
     ]  # fmt: skip
+
+
+def test_a_report_says_how_the_updates_were_weighed() -> None:
+    plain = a_result(ROUNDS)
+    assert ("weights in the mean", "plain, unbiased") in rows(plain)
+    assert (summary(plain, None)["weights"], summary(plain, None)["shrunk_by"]) == ("plain", None)
+    plan = plain.plan.model_copy(update={"aggregation": Aggregation(weights="shrinkage")})
+    shrunk = replace(plain, plan=plan, rounds=(closed(1, shrunk_by=0.1), ROUNDS[1], closed(3, shrunk_by=0.3)))
+    words = "shrinkage, biased towards devices that send more bits; moved the mean by 20.0 %"
+    assert ("weights in the mean", words) in rows(shrunk)
+    assert (summary(shrunk, None)["weights"], summary(shrunk, None)["shrunk_by"]) == ("shrinkage", 0.2)
 
 
 def test_a_simulation_claims_no_sockets() -> None:

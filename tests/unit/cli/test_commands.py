@@ -118,6 +118,7 @@ def test_a_run_without_traffic_shows_no_ratio_to_float32() -> None:
     run = {"run": "wisdm-1", "task": plan.task, "phase": RunPhase.RUNNING, "rounds_closed": 0, "rounds_planned": 2}
     told = dict(run_facts(RunStatus(**run, created_at=0.0, plan=plan, traffic=Traffic(up=900))))
     assert told["up"] == "900 B, float32 would be 0 B (-)"
+    assert told["weights in the mean"] == "plain, unbiased"
     sums = {"frame_bytes": Traffic(up=100), "float32_bytes": Traffic(up=1500)}
     rows = run_facts(RunStatus(**run, created_at=0.0, plan=plan, traffic=Traffic(up=900), **sums))
     assert ("  frames alone", "100 B, float32 would be 1.50 kB (15.0x)") in rows
