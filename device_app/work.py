@@ -208,7 +208,7 @@ class Duties:
             log.warning("download lost, fetched again", extra={"reason": str(error)})
             frames = await self._fetch(assignment, layout)
         stream = downlink(assignment.seed, assignment.round, me.device)
-        return await asyncio.to_thread(decode_snapshot, layout, frames, stream, spec.codec, spec.bits)
+        return await asyncio.to_thread(decode_snapshot, layout, frames, stream, spec.codec_name, spec.bits)
 
     async def _train(self, state: Participant, assignment: Assignment, me: Identity) -> Trained:
         algorithm = build(assignment.algorithm)
@@ -234,7 +234,7 @@ class Duties:
     def _encode(self, assignment: Assignment, device: str, layout: Layout, trained: Trained) -> StoredUpdate:
         spec = assignment.uplink
         bits = rate(layout, spec, self.config.limits.uplink)
-        frames = encode_update(layout, trained.delta, _uplink(assignment, device), spec.codec, bits)
+        frames = encode_update(layout, trained.delta, _uplink(assignment, device), spec.codec_name, bits)
         header = UpdateHeader(update=update_id(frames), num_examples=trained.num_examples, loss=trained.loss)
         return StoredUpdate(header, tuple(frames))
 

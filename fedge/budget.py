@@ -31,18 +31,18 @@ def rate(layout: Layout, spec: UplinkSpec | DownlinkSpec, limit: LinkLimit) -> f
     """
     most = spec.bits if limit.bits is None else min(spec.bits, limit.bits)
     allowed = bytes_allowed(limit)
-    needed = update_bytes(layout, spec.codec, most)
+    needed = update_bytes(layout, spec.codec_name, most)
     if spec.codec == "none":
         return _float32_rate(spec.bits, limit, needed, allowed)
     if allowed is None or needed <= allowed:
         return most
-    least = update_bytes(layout, spec.codec, MIN_BITS)
+    least = update_bytes(layout, spec.codec_name, MIN_BITS)
     if least > allowed:
         raise BudgetError(
-            f"expected a budget of at least {least} bytes for {layout.size} coordinates by codec {spec.codec}, "
+            f"expected a budget of at least {least} bytes for {layout.size} coordinates by codec {spec.codec_name}, "
             f"got {allowed}"
         )
-    return _highest_that_fits(layout, spec.codec, most, allowed)
+    return _highest_that_fits(layout, spec.codec_name, most, allowed)
 
 
 def bytes_allowed(limit: LinkLimit) -> int | None:

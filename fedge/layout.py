@@ -183,6 +183,28 @@ class Layout:
             for start in [self.offsets[tensor.name]]
         }
 
+    def rows(self, segment: Segment, about: int) -> tuple[int, int]:
+        """Return a length near ``about`` coordinates by which rows of the segment's largest tensor come, and after how
+        many coordinates of the segment the first such run of rows ends.
+
+        A row is what one entry of the first axis holds: the weights of one output. Short rows are taken together,
+        long ones cut into equal parts if they can be.
+        """
+        shares = [(self._overlap(tensor, segment), tensor) for tensor in self.tensors]
+        share, tensor = max(shares, key=lambda pair: pair[0])
+        row = tensor.size // tensor.shape[0] if share and tensor.shape else 1
+        if row <= about:
+            length = row * max(1, round(about / row))
+        else:
+            parts = [row // k for k in range(1, 2 * row // about + 1) if row % k == 0]
+            length = min(parts, key=lambda part: abs(math.log(part / about)))
+            length = length if length <= 2 * about else about
+        return length, (self.offsets[tensor.name] - segment.start) % length
+
+    def _overlap(self, tensor: TensorSpec, segment: Segment) -> int:
+        start = self.offsets[tensor.name]
+        return max(0, min(start + tensor.size, segment.stop) - max(start, segment.start))
+
     def check(self, vector: npt.NDArray[Any]) -> None:
         """Raise ``LayoutError`` unless ``vector`` is of shape ``[d]``."""
         if vector.shape != (self.size,):

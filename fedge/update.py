@@ -26,6 +26,9 @@ from fedge.seeds import derive, permutation
 
 FLOAT32_BITS = 32.0
 
+ROWS_OF_ABOUT = 128
+"""Rows of a matrix are told to the codec in runs of about so many coordinates: fewer cost more to describe."""
+
 LARGEST_MAGNITUDE = 2.0**24
 """No coordinate of a delta may be larger: float32 counts no further one by one, so no counter in a buffer needs more.
 
@@ -72,15 +75,10 @@ def codec_for(segment: Segment, name: str, bits: float) -> codecs.Codec:
     return codecs.build("identity", FLOAT32_BITS)
 
 
-def encode_segment(segment: Segment, x: Vector, stream: Stream, name: str, bits: float) -> bytes:
-    """Return the frame of one segment, ``x`` float32 ``[segment.size]``."""
-    codec = codec_for(segment, name, bits)
-    payload = codec.encode(x, stream.frame_seed(segment.index))
-    return Frame(codec.code, segment.index, segment.size, codec.bits, payload).to_bytes()
-
-
 def encode_update(layout: Layout, delta: Vector, stream: Stream, name: str, bits: float) -> list[bytes]:
     """Return one frame for each segment of ``delta`` float32 ``[d]``, by segment index.
+
+    All together they take at most ``update_bytes(layout, name, bits)``; a codec may share that among the segments.
 
     Raises:
         MagnitudeError: this is a device's update, and it holds what the aggregator would not take.
@@ -90,7 +88,17 @@ def encode_update(layout: Layout, delta: Vector, stream: Stream, name: str, bits
     if stream.direction == UPLINK:
         for segment in layout.segments:
             _check_magnitude(delta[segment.slice], segment.index)
-    return [encode_segment(s, delta[s.start : s.stop], stream, name, bits) for s in layout.segments]
+    frames: dict[int, bytes] = {}
+    for weights in (True, False):
+        segments = [s for s in layout.segments if (s.kind is Kind.WEIGHT) is weights]
+        parts = [
+            codecs.Part(delta[s.slice], stream.frame_seed(s.index), layout.rows(s, ROWS_OF_ABOUT)) for s in segments
+        ]
+        if parts:
+            codec = codec_for(segments[0], name, bits)
+            for s, payload in zip(segments, codec.encode_all(parts), strict=True):
+                frames[s.index] = Frame(codec.code, s.index, s.size, codec.bits, payload).to_bytes()
+    return [frames[s.index] for s in layout.segments]
 
 
 def check_frame(layout: Layout, frame: Frame, name: str, max_bits: float) -> Segment:
@@ -110,14 +118,9 @@ def check_frame(layout: Layout, frame: Frame, name: str, max_bits: float) -> Seg
     if frame.bits > agreed.bits:
         raise FrameError(f"segment {segment.index}: expected at most {agreed.bits:g} bits, got {frame.bits:g}")
     try:
-        expected = codecs.by_code(frame.codec, frame.bits).size_bytes(frame.count)
+        codecs.by_code(frame.codec, frame.bits).check(frame.payload, frame.count)
     except CodecError as error:
         raise FrameError(f"segment {segment.index}: {error}") from error
-    if len(frame.payload) != expected:
-        raise FrameError(
-            f"segment {segment.index}: expected {expected} bytes for {frame.count} coordinates, "
-            f"got {len(frame.payload)}"
-        )
     return segment
 
 
@@ -171,12 +174,12 @@ def decode_segments(
 
 
 def update_bytes(layout: Layout, name: str, bits: float) -> int:
-    """Return the exact size of all frames of an update, headers and all."""
+    """Return the most that all frames of an update take, headers and all; exactly that where the rate is fixed."""
     return sum(frame_bytes(segment, name, bits) for segment in layout.segments)
 
 
 def frame_bytes(segment: Segment, name: str, bits: float) -> int:
-    """Return the exact size of one segment's frame in bytes."""
+    """Return the most that one segment's frame takes of its update's bytes."""
     return HEADER_BYTES + codec_for(segment, name, bits).size_bytes(segment.size)
 
 

@@ -25,16 +25,12 @@ https://arxiv.org/abs/2108.08842.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
 from typing import Any, Final
 
 import numpy as np
 import numpy.typing as npt
 
-from fedge.codecs import Eden, Identity, lloyd
-from fedge.codecs.plan import Run, plan
-from fedge.codecs.rotation import BLOCK
-from fedge.errors import AggregationError
+from fedge import codecs
 from fedge.frames import Frame
 from fedge.layout import Layout, Segment
 
@@ -98,35 +94,9 @@ def error_of(frame: Frame) -> float:
     """Return A of ``frame``: its decoded segment has E‖x̂ - x‖² = A‖x‖².
 
     Raises:
-        AggregationError: the error of this codec is not known.
+        CodecError: no codec has this number or rate, or the payload is none of its.
     """
-    known = ERRORS.get(frame.codec)
-    if known is None:
-        raise AggregationError(f"expected a codec whose error is known (numbers {sorted(ERRORS)}), got {frame.codec}")
-    return known(frame)
-
-
-def eden_error(bits: float, count: int) -> float:
-    """Return A of fixed-rate EDEN: 1/(p(1 - D)) - 1, p the share of coordinates sent and D their quantizer's error.
-
-    That is D/(1 - D) from one bit on, π/(2b) - 1 below; raw coordinates, which have none, count in the mean.
-    """
-    shape = plan(bits, count)
-    full = _run_error(shape.full_run, BLOCK) if shape.blocks else 0.0
-    tail = _run_error(shape.tail_run, shape.tail) if shape.tail else 0.0
-    return (shape.blocks * BLOCK * full + shape.tail * tail) / count
-
-
-def _run_error(run: Run, size: int) -> float:
-    captured = sum((stop - start) * lloyd.gain(width) for start, stop, width in run.parts)
-    return size / captured - 1.0
-
-
-ERRORS: Mapping[int, Callable[[Frame], float]] = {
-    Identity.code: lambda frame: 0.0,
-    Eden.code: lambda frame: eden_error(frame.bits, frame.count),
-}
-"""A by the codec's number in frame headers. A codec that is not here cannot be shrunk; a test holds the table whole."""
+    return codecs.by_code(frame.codec, frame.bits).error(frame.payload, frame.count)
 
 
 def _dot(a: Sum, b: Sum) -> float:

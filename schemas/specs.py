@@ -46,11 +46,28 @@ class LocalSpec(Model):
     clip_norm: float = Field(default=10.0, ge=0, description="global gradient norm; 0 switches clipping off")
 
 
+def codec_name(codec: str, coding: str) -> str:
+    """Return the name in the table of codecs of ``codec`` with ``coding``."""
+    return f"{codec}-entropy" if codec == "eden" and coding == "entropy" else codec
+
+
+Coding = Annotated[
+    Literal["entropy", "fixed"],
+    Field(description="of eden: entropy shares the bits by energy; fixed has a size that is known beforehand"),
+]
+
+
 class UplinkSpec(Model):
     """How updates travel. ``none`` sends float32."""
 
     codec: Literal["eden", "none"] = "eden"
     bits: Bits = 1.0
+    coding: Coding = "entropy"
+
+    @property
+    def codec_name(self) -> str:
+        """The codec as its table names it."""
+        return codec_name(self.codec, self.coding)
 
 
 class DownlinkSpec(Model):
@@ -58,6 +75,12 @@ class DownlinkSpec(Model):
 
     codec: Literal["eden", "none"] = "eden"
     bits: Bits = 4.0
+    coding: Coding = "entropy"
+
+    @property
+    def codec_name(self) -> str:
+        """The codec as its table names it."""
+        return codec_name(self.codec, self.coding)
 
 
 class LinkLimit(Model):

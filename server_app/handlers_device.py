@@ -133,7 +133,7 @@ async def download(request: web.Request) -> web.Response:
 
 def _encode(book: Book, asked: Assignment, device: Device, params: Vector) -> bytes:
     stream = downlink(asked.seed, asked.round, device.id)
-    frames = encode_snapshot(book.layout, params, stream, asked.downlink.codec, asked.downlink.bits)
+    frames = encode_snapshot(book.layout, params, stream, asked.downlink.codec_name, asked.downlink.bits)
     return b"".join(frames)
 
 

@@ -11,9 +11,9 @@ in ``_native``; where it was not built a NumPy twin computes the same bytes (:fu
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 
-from fedge.codecs.base import Codec, Vector
+from fedge.codecs.base import Codec, Part, Vector
 from fedge.codecs.eden import Eden
 from fedge.codecs.identity import Identity
 from fedge.codecs.native import native_available, native_status
@@ -25,6 +25,7 @@ __all__ = [
     "Codec",
     "Eden",
     "Identity",
+    "Part",
     "Vector",
     "build",
     "by_code",
@@ -32,7 +33,12 @@ __all__ = [
     "native_status",
 ]
 
-CODECS: Mapping[str, type[Codec]] = {codec.name: codec for codec in (Identity, Eden)}
+CODECS: Mapping[str, Callable[[float], Codec]] = {
+    "identity": Identity.at_rate,
+    "eden": Eden.at_rate,
+    "eden-entropy": Eden.entropy_coded,
+}
+BY_CODE: Mapping[int, Callable[[float], Codec]] = {Identity.code: Identity.at_rate, Eden.code: Eden.at_rate}
 ALIASES: Mapping[str, str] = {"none": "identity"}
 
 
@@ -43,7 +49,7 @@ def build(name: str, bits: float) -> Codec:
         UnknownName: if no codec has this name.
         CodecError: if the codec has no such rate.
     """
-    return find("codec", ALIASES.get(name, name), CODECS).at_rate(bits)
+    return find("codec", ALIASES.get(name, name), CODECS)(bits)
 
 
 def by_code(code: int, bits: float) -> Codec:
@@ -52,8 +58,6 @@ def by_code(code: int, bits: float) -> Codec:
     Raises:
         CodecError: if no codec has this number, or it has no such rate.
     """
-    for codec in CODECS.values():
-        if codec.code == code:
-            return codec.at_rate(bits)
-    known = ", ".join(f"{codec.code} {codec.name}" for codec in CODECS.values())
-    raise CodecError(f"expected a codec number ({known}), got {code}")
+    if code not in BY_CODE:
+        raise CodecError(f"expected a codec number of {', '.join(map(str, BY_CODE))}, got {code}")
+    return BY_CODE[code](bits)

@@ -3,7 +3,7 @@
 A codec turns a float32 vector into bytes and back. It holds only its settings, so one codec object may be used from
 many threads at once, and both ends must name the same ``seed``, which therefore never travels.
 
-    len(encode(x, seed)) == size_bytes(x.size)            known before encoding
+    len(encode(x, seed)) <= size_bytes(x.size)            equal where the rate is fixed
     decode(encode(x, seed), x.size, seed).shape == x.shape
     E over seeds of decode(encode(x, seed), ...) == x     for the codecs that call themselves unbiased
 
@@ -14,6 +14,8 @@ documents; a lost coordinate is decoded as zero and the rest are scaled up, so t
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import Any, ClassVar, Protocol, Self
 
 import numpy as np
@@ -28,11 +30,25 @@ Sum = npt.NDArray[np.float32] | npt.NDArray[np.float64]
 LARGEST = np.float32(np.finfo(np.float32).max)
 
 
+@dataclass(frozen=True, slots=True)
+class Part:
+    """One segment of an update. ``rows``: how many coordinates are thought to be of like energy, a matrix's row, and
+    after how many the first such row ends; a codec may use it or not."""
+
+    vector: Vector
+    seed: int
+    rows: tuple[int, int] = (128, 0)
+
+
 class Codec(Protocol):
     """Encodes one float32 vector at a time."""
 
-    name: ClassVar[str]
     code: ClassVar[int]  # its number in frame headers
+
+    @property
+    def name(self) -> str:
+        """Its name in the table of codecs, with whatever settings change its bytes."""
+        ...
 
     @property
     def bits(self) -> float:
@@ -62,8 +78,20 @@ class Codec(Protocol):
         """
         ...
 
+    def encode_all(self, parts: Sequence[Part]) -> list[bytes]:
+        """Encode the segments of one update; all payloads take at most the sum of their ``size_bytes``."""
+        ...
+
+    def check(self, data: bytes, size: int) -> None:
+        """Raise :class:`CodecError` unless ``data`` has a length that a payload of ``size`` coordinates can have."""
+        ...
+
+    def error(self, data: bytes, size: int) -> float:
+        """Return A of a payload: E||x_hat - x||² = A·||x||² over seeds. :class:`CodecError` as :meth:`decode`."""
+        ...
+
     def size_bytes(self, size: int) -> int:
-        """Exact payload length for ``size`` coordinates."""
+        """The most bytes that the payload of ``size`` coordinates takes; exactly those where the rate is fixed."""
         ...
 
 
@@ -98,13 +126,6 @@ def check_finite(x: Vector) -> None:
         index = int(np.argmin(finite))
         reason = "nan" if np.isnan(x[index]) else "infinite, or too large for float32"
         raise CodecError(f"expected finite coordinates, got {x[index]} at index {index} ({reason})")
-
-
-def check_length(codec: Codec, data: bytes, size: int) -> None:
-    """Raise :class:`CodecError` unless ``data`` has exactly the length that ``size`` calls for."""
-    expected = codec.size_bytes(size)
-    if len(data) != expected:
-        raise CodecError(f"expected {expected} bytes for {size} coordinates at {codec.bits:g} bits, got {len(data)}")
 
 
 def check_size(size: int) -> None:

@@ -5,6 +5,7 @@ Layout: d × float32, little-endian. Transmission order is the order of the coor
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import ClassVar, Self
 
@@ -13,25 +14,30 @@ import numpy.typing as npt
 
 from fedge.codecs.base import (
     Mask,
+    Part,
     Sum,
     Vector,
     add_weighted,
     as_mask,
     as_vector,
     check_finite,
-    check_length,
     check_size,
     check_sum,
     drop_and_rescale,
 )
+from fedge.errors import CodecError
 
 
 @dataclass(frozen=True, slots=True)
 class Identity:
     """Send every coordinate as a float32. Without loss, decoding gives back the very same numbers."""
 
-    name: ClassVar[str] = "identity"
     code: ClassVar[int] = 0
+
+    @property
+    def name(self) -> str:
+        """Its name in the table of codecs."""
+        return "identity"
 
     @property
     def bits(self) -> float:
@@ -55,8 +61,7 @@ class Identity:
         Raises:
             CodecError: if ``data`` is not ``4 * size`` bytes or holds a number that is not finite.
         """
-        check_size(size)
-        check_length(self, data, size)
+        self.check(data, size)
         vector = np.frombuffer(data, dtype="<f4").astype(np.float32)
         check_finite(vector)
         return vector if received is None else drop_and_rescale(vector, as_mask(received, size))
@@ -68,6 +73,20 @@ class Identity:
         x = self.decode(data, size, seed, received)
         check_sum(weight, out, size)
         add_weighted(weight, x, out)
+
+    def encode_all(self, parts: Sequence[Part]) -> list[bytes]:
+        """Encode each."""
+        return [self.encode(part.vector, part.seed) for part in parts]
+
+    def check(self, data: bytes, size: int) -> None:
+        """Raise :class:`CodecError` unless ``data`` is ``4 * size`` bytes."""
+        check_size(size)
+        if len(data) != 4 * size:
+            raise CodecError(f"expected {4 * size} bytes for {size} coordinates as float32, got {len(data)}")
+
+    def error(self, data: bytes, size: int) -> float:
+        """Return 0."""
+        return 0.0
 
     def size_bytes(self, size: int) -> int:
         """Return ``4 * size``."""

@@ -23,8 +23,7 @@ from collections.abc import Iterator
 import numpy as np
 import numpy.typing as npt
 
-from fedge import seeds
-from fedge.codecs import lloyd, packing, rotation
+from fedge.codecs import lloyd, packing, rotation, scales
 from fedge.codecs.base import LARGEST, Mask, Sum, Vector, add_weighted
 from fedge.codecs.plan import Plan, Run
 from fedge.codecs.rotation import BLOCK
@@ -32,7 +31,6 @@ from fedge.codecs.rotation import BLOCK
 VERSION = 1
 HEADROOM = 32.0
 LANES = 16
-MANTISSA = 2048  # steps per octave of a scale code
 CHUNK = 16  # blocks worked on at once: their intermediates of 256 KiB stay in cache
 
 Doubles = npt.NDArray[np.float64]
@@ -40,13 +38,13 @@ Doubles = npt.NDArray[np.float64]
 
 def encode(x: Vector, plan: Plan, seed: int) -> bytes:
     """Encode finite ``x``, float32 ``[plan.size]``."""
-    scales, codes = [np.empty(0)], []
+    found, codes = [np.empty(0)], []
     for first, count, run in _groups(plan):
         part = x[first * BLOCK : min((first + count) * BLOCK, plan.size)].reshape(count, -1)
         scale, packed = _encode_blocks(part, run, seed, first)
-        scales.append(scale)
+        found.append(scale)
         codes.append(packed.tobytes())
-    side = _pack_scales(np.concatenate(scales), seed)
+    side = scales.pack(np.concatenate(found), seed)
     raw = x[plan.size - plan.raw :].astype("<f4").tobytes()
     return b"".join((bytes([VERSION]), side, *codes, raw))
 
@@ -67,7 +65,7 @@ def accumulate(data: bytes, plan: Plan, seed: int, received: Mask | None, weight
 
 def _decode_groups(data: bytes, plan: Plan, seed: int, received: Mask | None) -> Iterator[tuple[slice, Vector]]:
     """Yield stretches of coordinates and their values, rotated blocks only."""
-    scales = unpack_scales(data, plan)
+    factors = scales.values(*scales.read(data, plan.scales, 1))
     start = 1 + plan.scale_bytes
     for first, count, run in _groups(plan):
         here = slice(first * BLOCK, min((first + count) * BLOCK, plan.size))
@@ -75,7 +73,7 @@ def _decode_groups(data: bytes, plan: Plan, seed: int, received: Mask | None) ->
         packed = np.frombuffer(data, np.uint8, count * run.size_bytes, start).reshape(count, -1)
         start += packed.size
         mask = None if received is None else received[here].reshape(count, -1)
-        part = _decode_blocks(packed, run, scales[first : first + count], n, mask, seed, first)
+        part = _decode_blocks(packed, run, factors[first : first + count], n, mask, seed, first)
         yield here, part.reshape(-1)
 
 
@@ -85,7 +83,7 @@ def _groups(plan: Plan) -> list[tuple[int, int, Run]]:
     return [*groups, (plan.blocks, 1, plan.tail_run)] if plan.tail else groups
 
 
-def _lane_sum(products: Doubles) -> Doubles:
+def lane_sum(products: Doubles) -> Doubles:
     """Sum each row over 16 lanes in the order that ``kernels/kernels.h`` uses."""
     rows, count = products.shape
     padded = np.zeros((rows, -(-count // LANES), LANES))
@@ -114,49 +112,22 @@ def _encode_blocks(x: Vector, run: Run, seed: int, first: int) -> tuple[Doubles,
     else:
         y, length = rotation.rotate_tail(near_one[0], seed, first).reshape(1, n), 1.0
     wide = y.astype(np.float64)
-    energy = _lane_sum(wide * wide)
+    energy = lane_sum(wide * wide)
     with np.errstate(divide="ignore"):
         inverse_sigma = np.where(energy > 0, 1 / np.sqrt(energy / n), 0).astype(np.float32)
     z = y[:, : run.sent] * inverse_sigma[:, None]
     codes = [(lloyd.quantize(z[:, start:stop], width), width) for start, stop, width in run.parts]
     q = np.concatenate([lloyd.LEVELS[width - 1][code] for code, width in codes], axis=1)
     sent = wide[:, : run.sent]
-    product = _lane_sum(sent * q)
+    product = lane_sum(sent * q)
     if run.sent < n:
-        energy = _lane_sum(sent * sent) * (n / run.sent)
+        energy = lane_sum(sent * sent) * (n / run.sent)
     with np.errstate(divide="ignore", invalid="ignore"):
         scale = np.ldexp(energy / (product * length * HEADROOM), -shift)
     scale = np.where(product > 0, np.minimum(scale, LARGEST), 0.0)
     packed = np.concatenate([packing.pack(code, width) for code, width in codes], axis=1)
     packed[scale == 0] = 0
     return scale, packed
-
-
-def _pack_scales(scales: Doubles, seed: int) -> bytes:
-    """Pack per-block scales: see ``eden.py``. The seed decides between rounding up and down: no bias over seeds."""
-    if scales.size < 2:
-        return scales.astype("<f4").tobytes()
-    top = np.float32(scales.max() * (MANTISSA / (2 * MANTISSA - 1)))
-    if top == 0:
-        return bytes(4 + 2 * scales.size)
-    fraction, exponent = np.frexp(scales / np.float64(top))
-    position = ((30 + exponent) + (2 * fraction - 1)) * MANTISSA
-    dither = seeds.uniform(int(seeds.words(seed, 2)[1]), scales.size)
-    codes = np.where(scales > 0, np.clip(np.floor(position + dither), 0, 65535), 0)
-    side: bytes = top.astype("<f4").tobytes() + codes.astype("<u2").tobytes()
-    return side
-
-
-def unpack_scales(data: bytes, plan: Plan) -> Doubles:
-    """Return the scales, float64 ``[plan.scales]``, still divided by the headroom."""
-    if plan.scales == 0:
-        return np.empty(0)
-    top = np.frombuffer(data, "<f4", 1, 1).astype(np.float64)
-    if plan.scales == 1:
-        return top
-    codes = np.frombuffer(data, "<u2", plan.scales, 5).astype(np.int64)
-    factor = np.ldexp(1 + (codes % MANTISSA) / MANTISSA, codes // MANTISSA - 31)
-    return np.where(codes > 0, top * factor, 0.0)
 
 
 def _decode_blocks(

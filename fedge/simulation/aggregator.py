@@ -90,7 +90,7 @@ class Aggregator:
         spec = self._assignments[device].downlink
         stream = downlink(self.plan.seed, round_number, device)
         params = np.ascontiguousarray(self.state.params, np.float32)
-        frames = encode_snapshot(self.layout, params, stream, spec.codec, spec.bits)
+        frames = encode_snapshot(self.layout, params, stream, spec.codec_name, spec.bits)
         self.frame_traffic.down += sum(map(len, frames))
         return frames
 
@@ -124,7 +124,7 @@ class Aggregator:
 
     def _take_frame(self, device: str, data: bytes) -> None:
         frame, spec = read_frame(data), self._assignments[device].uplink
-        check_frame(self.layout, frame, spec.codec, spec.bits)
+        check_frame(self.layout, frame, spec.codec_name, spec.bits)
         checksum = int.from_bytes(data[16:20], "little")
         self.frame_traffic.up += len(data)
         if self.ledger.check_frame(device, frame.segment, checksum) is Verdict.NEW:

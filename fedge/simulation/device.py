@@ -153,7 +153,7 @@ class Device:
         except Closed:
             return 0
         spec, stream = assignment.downlink, downlink(assignment.seed, assignment.round, self.name)
-        self._anchor = decode_snapshot(self.trainer.layout, frames, stream, spec.codec, spec.bits)
+        self._anchor = decode_snapshot(self.trainer.layout, frames, stream, spec.codec_name, spec.bits)
         return sum(map(len, frames))
 
     def _train(self, assignment: Assignment) -> None:
@@ -176,7 +176,7 @@ class Device:
     def _spool(self, assignment: Assignment, trained: Trained) -> None:
         stream, spec = uplink(assignment.seed, assignment.round, self.name), assignment.uplink
         try:
-            self.frames = encode_update(self.trainer.layout, trained.delta, stream, spec.codec, spec.bits)
+            self.frames = encode_update(self.trainer.layout, trained.delta, stream, spec.codec_name, spec.bits)
         except CodecError as error:
             self._step(Refused(Refusal.TRAINING_FAILED, str(error)))
             return

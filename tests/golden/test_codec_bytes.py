@@ -32,7 +32,7 @@ def digest(x: np.ndarray) -> str:
 
 @pytest.mark.parametrize("path", sorted(HERE.glob("*.bin")), ids=lambda path: path.stem)
 def test_a_payload_is_written_and_read_as_on_the_day_it_was_promised(path):
-    name, bits, size = path.stem.split("-")
+    name, bits, size = path.stem.rsplit("-", 2)
     codec, d = build(name, float(bits)), int(size)
     data = path.read_bytes()
     received = seeds.uniform(5, d) < 0.7

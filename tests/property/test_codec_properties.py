@@ -72,7 +72,7 @@ def test_twenty_thousand_damaged_payloads_neither_crash_nor_run_over():
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        ({0: b"\x02"}, "version 1, got 2"),
+        ({0: b"\x07"}, "version 1 or 2, got 7"),
         ({1: b"\x00\x00\xc0\x7f"}, "scale that is finite"),
         ({1: b"\x00\x00\x80\x7f"}, "scale that is finite"),
         ({1: b"\x00\x00\x80\xbf"}, "not negative, got -1"),

@@ -27,9 +27,9 @@ def test_frames_never_exceed_a_budget_in_bytes_and_use_nearly_all_of_it(layout, 
     try:
         bits = rate(layout, spec, LinkLimit(bytes_per_round=budget))
     except BudgetError:
-        assert update_bytes(layout, "eden", MIN_BITS) > budget
+        assert update_bytes(layout, spec.codec_name, MIN_BITS) > budget
         return
-    used = update_bytes(layout, "eden", bits)
+    used = update_bytes(layout, spec.codec_name, bits)
     assert used <= budget
     # The next rate that changes anything costs a byte in some segment; allow one such step for each.
     assert bits == 8.0 or budget - used <= 16 * len(layout.segments)
@@ -42,7 +42,7 @@ def test_a_speed_held_for_some_seconds_is_a_budget_in_bytes():
 
 
 def test_a_budget_too_small_for_anything_names_the_minimum():
-    least = update_bytes(LAYOUT, "eden", MIN_BITS)
+    least = update_bytes(LAYOUT, UplinkSpec().codec_name, MIN_BITS)
     with pytest.raises(BudgetError, match=f"at least {least} bytes"):
         rate(LAYOUT, UplinkSpec(), LinkLimit(bytes_per_round=least - 1))
     assert rate(LAYOUT, UplinkSpec(), LinkLimit(bytes_per_round=least)) >= MIN_BITS

@@ -81,7 +81,7 @@ def test_each_device_and_round_has_its_own_order():
         ({"count": 5}, "coordinates, got 5"),
         ({"codec": 0}, "expected codec eden"),
         ({"bits": 4.0}, "at most 2 bits"),
-        ({"payload": b"short"}, "bytes for 1024 coordinates, got 5"),
+        ({"payload": b"short"}, "bytes for 1024 coordinates at 2 bits, got 5"),
     ],
 )
 def test_a_frame_that_does_not_fit_is_refused_before_it_is_decoded(change, message):

@@ -5,11 +5,12 @@
 #include "vectors_avx2.h"
 
 #include "kernels.h"
+#include "codes.h"
 
 static int runs_here(void) {
     return __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma");
 }
 
-const Kernels fedge_avx2 = {"avx2", runs_here, encode, decode};
+const Kernels fedge_avx2 = {"avx2", runs_here, encode, decode, energies, encode_codes, read_codes, decode_codes};
 
 #endif

@@ -83,11 +83,91 @@ typedef struct {
     float levels[2][256]; /* centroids of both widths by code; when decoding, times what the rotation leaves */
 } Job;
 
+enum {
+    PRECISION = 12, /* of frequencies: gaussian.py */
+    TOTAL_FREQUENCY = 1 << PRECISION,
+    MOST_LEVELS = 32,
+    MOST_CLASSES = 128,
+    MOST_LANES = 16,
+    LOWEST_STATE = 1 << 15,
+};
+
+/* Blocks that are entropy coded, one entry a block in every array: block_codes.py. */
+typedef struct {
+    const float *x;         /* encode: all coordinates, in sending order */
+    void *out;              /* decode: output, or a running sum */
+    Target target;
+    double weight;
+    uint8_t *symbols;       /* decode: codes counted from -last, block after block */
+    const uint8_t *received; /* decode: one byte per coordinate, or NULL */
+    Py_ssize_t blocks;
+    const int64_t *starts, *sizes, *numbers, *low_starts, *symbol_starts;
+    const float *factor, *scale; /* scale: inverse steps, or what decoded multiples are worth */
+    double *products;            /* encode: <rotated, multiples> */
+    const uint8_t *low, *klass;
+    const uint16_t *frequencies; /* [class][MOST_LEVELS], by magnitude */
+    const uint8_t *last;         /* [class] */
+    uint64_t base;
+    int lanes;
+    uint32_t states[MOST_LANES];
+    uint8_t *low_bits, *words, *end_of_words; /* encode: words are written backwards */
+    const uint8_t *from, *end;                /* decode: words still to read */
+    int coded_class;                          /* encode: whose these are, by code counted from -last */
+    uint32_t reciprocal[2 * MOST_LEVELS], packed[2 * MOST_LEVELS]; /* 4096 - f | bias << 12 | shift << 25 */
+    uint32_t *slots[MOST_CLASSES];            /* decode: per slot  code | (slot - start) << 8 | f << 20 */
+} CodeJob;
+
+/* Frequency and start of every code of a class, in order; returns how many. */
+static inline int spread(const CodeJob *job, int klass, uint32_t *frequency, uint32_t *start) {
+    int last = job->last[klass];
+    uint32_t sum = 0;
+    for (int code = 0; code <= 2 * last; code++) {
+        frequency[code] = job->frequencies[klass * MOST_LEVELS + (code < last ? last - code : code - last)];
+        start[code] = sum, sum += frequency[code];
+    }
+    return 2 * last + 1;
+}
+
+/* What replaces the division by f: x / f = (x·reciprocal >> 32) >> shift for x < 2^31. */
+static inline void make_coins(CodeJob *job, int klass) {
+    uint32_t frequency[2 * MOST_LEVELS], start[2 * MOST_LEVELS];
+    if (job->coded_class == klass) return;
+    job->coded_class = klass;
+    int count = spread(job, klass, frequency, start);
+    for (int code = 0; code < count; code++) {
+        uint32_t f = frequency[code], shift = 0, bias = start[code];
+        while (f > (1u << shift)) shift++;
+        if (f < 2) {
+            job->reciprocal[code] = ~0u, bias += TOTAL_FREQUENCY - 1;
+        } else {
+            job->reciprocal[code] = (uint32_t)((((uint64_t)1 << (shift + 31)) + f - 1) / f), shift--;
+        }
+        job->packed[code] = (TOTAL_FREQUENCY - f) | bias << 12 | shift << 25;
+    }
+}
+
+/* The table of a class, made when it is first asked for; NULL without memory. */
+static inline const uint32_t *slots_of(CodeJob *job, int klass) {
+    uint32_t frequency[2 * MOST_LEVELS], start[2 * MOST_LEVELS], *slots = job->slots[klass];
+    if (slots) return slots;
+    job->slots[klass] = slots = malloc(sizeof *slots * TOTAL_FREQUENCY);
+    if (!slots) return NULL;
+    int count = spread(job, klass, frequency, start);
+    for (int code = 0; code < count; code++)
+        for (uint32_t j = 0; j < frequency[code]; j++)
+            slots[start[code] + j] = (uint32_t)code | j << 8 | frequency[code] << 20;
+    return slots;
+}
+
 /* One compiled copy of the hot loops. */
 typedef struct {
     const char *name;
     int (*runs_here)(void);
     void (*encode)(Job *), (*decode)(Job *);
+    void (*energies)(const float *, const int64_t *, Py_ssize_t, double *);
+    void (*encode_codes)(CodeJob *);
+    int (*read_codes)(CodeJob *);
+    void (*decode_codes)(CodeJob *);
 } Kernels;
 
 extern const Kernels fedge_avx512, fedge_avx2, fedge_baseline;

@@ -157,6 +157,195 @@ static PyObject *decode(PyObject *Py_UNUSED(module), PyObject *args) {
     Py_RETURN_NONE;
 }
 
+/* ---- entropy-coded blocks ----------------------------------------------------------------------------------- */
+
+enum { ARRAYS = 8 };
+
+/* Take the arrays of block_codes.py, in this order, and check that they fit each other; 0 with an error set. */
+static int take_blocks(CodeJob *job, Py_buffer *array, Py_ssize_t coordinates, Py_ssize_t *low_bytes) {
+    static const Py_ssize_t item[ARRAYS] = {8, 8, 8, 4, 4, 1, 1, 2};
+    Py_ssize_t count = array[0].len / 8;
+    for (int i = 0; i < ARRAYS - 1; i++)
+        if (array[i].len != count * item[i]) {
+            PyErr_SetString(PyExc_ValueError, "expected one entry a block in every array");
+            return 0;
+        }
+    job->blocks = count;
+    job->starts = array[0].buf, job->sizes = array[1].buf, job->numbers = array[2].buf;
+    job->factor = array[3].buf, job->scale = array[4].buf;
+    job->low = array[5].buf, job->klass = array[6].buf, job->frequencies = array[7].buf;
+    Py_ssize_t classes = array[7].len / (2 * MOST_LEVELS);
+    int64_t *low_starts = malloc(sizeof *low_starts * 2 * (size_t)(count + 1)), coded = 0;
+    if (!low_starts) return PyErr_NoMemory(), 0;
+    int64_t *symbol_starts = low_starts + count + 1;
+    job->low_starts = low_starts, job->symbol_starts = symbol_starts;
+    *low_bytes = 0;
+    for (Py_ssize_t k = 0; k < count; k++) {
+        int64_t size = job->sizes[k], start = job->starts[k];
+        if (size < SMALLEST_ROTATED || size > BLOCK || start < 0 || start > coordinates - size || job->low[k] > 8 ||
+            job->klass[k] >= classes || classes > MOST_CLASSES) {
+            PyErr_SetString(PyExc_ValueError, "a block does not fit the vector");
+            return 0;
+        }
+        low_starts[k] = *low_bytes;
+        *low_bytes += packed_bytes((int)size, job->low[k]);
+        symbol_starts[k] = coded;
+        coded += size;
+    }
+    symbol_starts[count] = coded;
+    return 1;
+}
+
+static void count_levels(CodeJob *job, Py_ssize_t classes, uint8_t *last) {
+    for (Py_ssize_t c = 0; c < classes; c++) {
+        last[c] = 0;
+        for (int h = 1; h < MOST_LEVELS; h++)
+            if (job->frequencies[c * MOST_LEVELS + h]) last[c] = (uint8_t)h;
+    }
+    job->last = last;
+}
+
+static void release(Py_buffer *buffers, int count) {
+    for (int i = 0; i < count; i++)
+        if (buffers[i].obj) PyBuffer_Release(&buffers[i]);
+}
+
+static PyObject *encode_checked_codes(CodeJob *job, Py_ssize_t low_bytes) {
+    Py_ssize_t coded = (Py_ssize_t)job->symbol_starts[job->blocks], states = 4 * job->lanes;
+    /* A code takes at most 12 bits, and so do words that carry it. */
+    Py_ssize_t most = low_bytes + states + 2 * coded + 64;
+    uint8_t *memory = malloc((size_t)most);
+    if (!memory) return PyErr_NoMemory();
+    job->low_bits = memory, job->end_of_words = memory + most, job->coded_class = -1;
+    for (int l = 0; l < MOST_LANES; l++) job->states[l] = LOWEST_STATE;
+    Py_BEGIN_ALLOW_THREADS
+    kernels->encode_codes(job);
+    Py_END_ALLOW_THREADS
+    Py_ssize_t words = job->end_of_words - job->words;
+    PyObject *data = PyBytes_FromStringAndSize(NULL, low_bytes + states + words);
+    if (data) {
+        char *to = PyBytes_AsString(data);
+        memcpy(to, memory, (size_t)low_bytes);
+        memcpy(to + low_bytes, job->states, (size_t)states);
+        memcpy(to + low_bytes + states, job->words, (size_t)words);
+    }
+    free(memory);
+    return data;
+}
+
+PyDoc_STRVAR(encode_codes_doc,
+             "encode_codes(x, seed, lanes, starts, sizes, numbers, factor, inverse, low, klass, frequencies, products)\n"
+             "Return low bits, states and words of the blocks: block_codes.py.");
+
+static PyObject *encode_codes(PyObject *Py_UNUSED(module), PyObject *args) {
+    Py_buffer x = {0}, products = {0}, array[ARRAYS] = {{0}};
+    unsigned long long seed;
+    PyObject *result = NULL;
+    uint8_t last[MOST_CLASSES];
+    Py_ssize_t low_bytes;
+    CodeJob job;
+    memset(&job, 0, sizeof job);
+    if (!PyArg_ParseTuple(args, "y*Kiy*y*y*y*y*y*y*y*w*", &x, &seed, &job.lanes, &array[0], &array[1], &array[2],
+                          &array[3], &array[4], &array[5], &array[6], &array[7], &products))
+        return NULL;
+    job.x = x.buf;
+    job.products = products.buf;
+    job.base = word(seed, 0);
+    if (job.lanes != 1 && job.lanes != 4 && job.lanes != MOST_LANES)
+        PyErr_Format(PyExc_ValueError, "expected 1, 4 or 16 lanes, got %d", job.lanes);
+    else if (products.len != array[0].len)
+        PyErr_SetString(PyExc_ValueError, "expected room for one product a block");
+    else if (take_blocks(&job, array, x.len / 4, &low_bytes)) {
+        count_levels(&job, array[7].len / (2 * MOST_LEVELS), last);
+        result = encode_checked_codes(&job, low_bytes);
+    }
+    free((void *)job.low_starts);
+    release(&x, 1);
+    release(&products, 1);
+    release(array, ARRAYS);
+    return result;
+}
+
+/* Returns 0 if the words do not end where the codes do: nothing was written then. */
+static int decode_checked_codes(CodeJob *job, const Py_buffer *data, Py_ssize_t low_bytes) {
+    int sound = 1;
+    /* Whole vectors are written, a little beyond the last code. */
+    job->symbols = malloc((size_t)job->symbol_starts[job->blocks] + BLOCK);
+    if (!job->symbols) return PyErr_NoMemory(), 0;
+    job->low_bits = data->buf;
+    memcpy(job->states, (const uint8_t *)data->buf + low_bytes, 4 * (size_t)job->lanes);
+    job->from = (const uint8_t *)data->buf + low_bytes + 4 * job->lanes;
+    job->end = (const uint8_t *)data->buf + data->len;
+    for (int l = 0; l < job->lanes; l++) sound &= job->states[l] >= LOWEST_STATE && job->states[l] >> 31 == 0;
+    Py_BEGIN_ALLOW_THREADS
+    sound = sound && kernels->read_codes(job) && job->from == job->end;
+    for (int l = 0; l < job->lanes; l++) sound &= job->states[l] == LOWEST_STATE;
+    if (sound) kernels->decode_codes(job);
+    Py_END_ALLOW_THREADS
+    for (int c = 0; c < MOST_CLASSES; c++) free(job->slots[c]);
+    free(job->symbols);
+    return sound;
+}
+
+PyDoc_STRVAR(decode_codes_doc,
+             "decode_codes(data, out, target, weight, seed, lanes, starts, sizes, numbers, factor, multiplier, low, klass,\n"
+             "             frequencies, received)\n"
+             "Decode the blocks into or onto `out`; what is in no block is left alone. Targets are those of `decode`.\n"
+             "Returns whether `data` ended where the codes do; if not, `out` is as it was.");
+
+static PyObject *decode_codes(PyObject *Py_UNUSED(module), PyObject *args) {
+    Py_buffer data = {0}, out = {0}, received = {0}, array[ARRAYS] = {{0}};
+    unsigned long long seed;
+    uint8_t last[MOST_CLASSES];
+    Py_ssize_t low_bytes;
+    int sound = 0, target;
+    CodeJob job;
+    memset(&job, 0, sizeof job);
+    if (!PyArg_ParseTuple(args, "y*w*idKiy*y*y*y*y*y*y*y*z*", &data, &out, &target, &job.weight, &seed, &job.lanes,
+                          &array[0], &array[1], &array[2], &array[3], &array[4], &array[5], &array[6], &array[7],
+                          &received))
+        return NULL;
+    Py_ssize_t coordinates = out.len / (target == ONTO_DOUBLES ? 8 : 4);
+    job.out = out.buf, job.received = received.buf, job.target = (Target)target;
+    job.base = word(seed, 0);
+    if ((job.lanes != 1 && job.lanes != 4 && job.lanes != MOST_LANES) || target < INTO_FLOATS || target > ONTO_DOUBLES ||
+        (received.buf && received.len != coordinates))
+        PyErr_SetString(PyExc_ValueError, "expected 1, 4 or 16 lanes, a target of 0 to 2 and a mask that fits");
+    else if (take_blocks(&job, array, coordinates, &low_bytes) && data.len >= low_bytes + 4 * job.lanes) {
+        count_levels(&job, array[7].len / (2 * MOST_LEVELS), last);
+        sound = decode_checked_codes(&job, &data, low_bytes);
+    }
+    free((void *)job.low_starts);
+    release(&data, 1);
+    release(&out, 1);
+    release(&received, 1);
+    release(array, ARRAYS);
+    if (PyErr_Occurred()) return NULL;
+    return PyBool_FromLong(sound);
+}
+
+PyDoc_STRVAR(energies_doc, "energies(x, sizes, found)\nWrite the energy of every run of `sizes` coordinates to `found`.");
+
+static PyObject *energies(PyObject *Py_UNUSED(module), PyObject *args) {
+    Py_buffer x = {0}, sizes = {0}, found = {0};
+    if (!PyArg_ParseTuple(args, "y*y*w*", &x, &sizes, &found)) return NULL;
+    Py_ssize_t count = sizes.len / 8, left = x.len / 4;
+    const int64_t *size = sizes.buf;
+    for (Py_ssize_t k = 0; k < count && left >= 0; k++) left = size[k] < 0 || size[k] > left ? -1 : left - size[k];
+    if (left < 0 || found.len != sizes.len)
+        PyErr_SetString(PyExc_ValueError, "runs do not fit the vector");
+    else {
+        Py_BEGIN_ALLOW_THREADS
+        kernels->energies(x.buf, size, count, found.buf);
+        Py_END_ALLOW_THREADS
+    }
+    release(&x, 1);
+    release(&sizes, 1);
+    release(&found, 1);
+    if (PyErr_Occurred()) return NULL;
+    Py_RETURN_NONE;
+}
+
 static PyObject *isa(PyObject *Py_UNUSED(module), PyObject *Py_UNUSED(none)) {
     return PyUnicode_FromString(kernels->name);
 }
@@ -170,6 +359,9 @@ static PyObject *use_isa(PyObject *Py_UNUSED(module), PyObject *args) {
 static PyMethodDef methods[] = {
     {"encode", encode, METH_VARARGS, encode_doc},
     {"decode", decode, METH_VARARGS, decode_doc},
+    {"encode_codes", encode_codes, METH_VARARGS, encode_codes_doc},
+    {"decode_codes", decode_codes, METH_VARARGS, decode_codes_doc},
+    {"energies", energies, METH_VARARGS, energies_doc},
     {"isa", isa, METH_NOARGS, "isa()\nReturn the name of the instruction set in use."},
     {"use_isa", use_isa, METH_VARARGS, "use_isa(name)\nUse 'avx512', 'avx2' or 'baseline' if this CPU can; says if."},
     {NULL, NULL, 0, NULL},

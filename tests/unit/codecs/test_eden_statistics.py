@@ -16,10 +16,9 @@ from fedge.codecs import Eden, native_available, native_status
 from fedge.codecs.centroids import DISTORTION
 from fedge.codecs.eden import block_order
 from fedge.codecs.rotation import BLOCK
+from tests.support.vectors import errors, lognormal, mean_error_ratios, normal, sparse, spike, squared, two_peaks
 
 pytestmark = pytest.mark.skipif(not native_available(), reason=native_status())
-
-RNG = np.random.default_rng
 
 
 def expected_vnmse(bits: float, received: float = 1.0) -> float:
@@ -28,40 +27,6 @@ def expected_vnmse(bits: float, received: float = 1.0) -> float:
     wide = max(bits - width, 0.0)
     d = (1 - wide) * DISTORTION[width - 1] + (wide * DISTORTION[width] if wide else 0.0)
     return 1 / (1 - d) / (min(bits, 1.0) * received) - 1
-
-
-def normal(d: int) -> np.ndarray:
-    return RNG(1).standard_normal(d).astype(np.float32)
-
-
-def lognormal(d: int) -> np.ndarray:
-    return (RNG(2).lognormal(size=d) * RNG(3).choice([-1, 1], d)).astype(np.float32)
-
-
-def sparse(d: int) -> np.ndarray:
-    return np.where(RNG(4).random(d) < 0.05, RNG(5).exponential(size=d), 0).astype(np.float32)
-
-
-def two_peaks(d: int) -> np.ndarray:
-    x = np.zeros(d, dtype=np.float32)
-    x[:2] = 2 / 3, 1 / 3
-    return x
-
-
-def spike(d: int) -> np.ndarray:
-    x = normal(d)
-    x[d // 2] = 3 * np.linalg.norm(x)  # 90 % of the energy
-    return x
-
-
-def squared(x: np.ndarray) -> float:
-    return float(np.sum(x.astype(np.float64) ** 2))
-
-
-def errors(codec: Eden, x: np.ndarray, trials: int) -> np.ndarray:
-    """Relative squared errors over seeds 0 .. trials - 1, float64."""
-    found = [squared(codec.decode(codec.encode(x, seed), x.size, seed) - x) for seed in range(trials)]
-    return np.array(found) / squared(x)
 
 
 @pytest.mark.parametrize(("d", "trials"), [(1000, 2000), (65_537, 30), (1_200_000, 3)])
@@ -76,19 +41,8 @@ def test_the_error_is_the_theorems_constant_whatever_the_vector(bits, make, d, t
 @pytest.mark.parametrize("bits", [1, 2, 4])
 @pytest.mark.parametrize("d", [8_900, 3_000])
 def test_errors_of_a_thousand_devices_average_out(bits, make, d):
-    codec, x, devices = Eden(bits), make(d), 3000
-    sums = {n: np.zeros(d) for n in (10, 100, 1000)}
-    mean_square, single = dict.fromkeys(sums, 0.0), 0.0
-    for k in range(1, devices + 1):
-        x_hat = codec.decode(codec.encode(x, seed=k), d, seed=k)
-        single += squared(x_hat - x) / devices
-        for n, total in sums.items():
-            total += x_hat
-            if k % n == 0:
-                mean_square[n] += squared(total / n - x) / (devices / n)
-                total[:] = 0
-    for n in sums:
-        assert n * mean_square[n] / single == pytest.approx(1, abs=0.05), n  # standard error at most 1.5 %
+    for n, ratio in mean_error_ratios(Eden(bits), make(d), devices=3000).items():
+        assert ratio == pytest.approx(1, abs=0.05), n  # standard error at most 1.5 %
 
 
 @pytest.mark.parametrize("d", [33, 65, 129, 513, 1000, 1023, 2049, 4095])

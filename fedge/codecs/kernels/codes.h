@@ -1,0 +1,247 @@
+/* Entropy-coded blocks: `block_codes.py` and `rans.py` in C, byte by byte and float by float. Included after
+ * kernels.h, whose rotation it uses.
+ *
+ * Vector units with 16 lanes of 32 bits define RANGE_CODER_ROWS and, for rows of 16 codes, encode_row and decode_row;
+ * everything else goes one code at a time. */
+
+/* ---- quantization ------------------------------------------------------------------------------------------- */
+
+/* How the coordinates of one block become codes: k = round(y·inverse) within bounds, then h - lowest | low bits. */
+typedef struct {
+    float inverse, least, most;
+    int half, low, last;
+} Ruler;
+
+static Ruler ruler_of(const CodeJob *job, Py_ssize_t k) {
+    int low = job->low[k], half = (1 << low) >> 1, last = job->last[job->klass[k]], most = last << low;
+    return (Ruler){job->scale[k], (float)(-most - half), (float)(most + (half ? half - 1 : 0)), half, low, last};
+}
+
+INLINE Floats within(Floats x, Floats least, Floats most) {
+    Ints under = x < least, over = x > most;
+    Ints bits = ((Ints)x & ~under) | ((Ints)least & under);
+    return (Floats)((bits & ~over) | ((Ints)most & over));
+}
+
+/* Works on whole vectors: up to W - 1 entries behind the n-th are read from y and written to all outputs. Adding and
+ * subtracting 1.5·2^23 rounds to the nearest integer, ties to even. */
+INLINE void measure(const float *y, Ruler ruler, int n, uint8_t *symbols, uint8_t *rest, float *multiples) {
+    Floats magic = all(12582912.0f);
+    Ints mask = (Ints){0} + ((1 << ruler.low) - 1);
+    for (int i = 0; i < n; i += W) {
+        Floats scaled = within(load(y + i) * ruler.inverse, all(ruler.least), all(ruler.most));
+        Floats rounded = (scaled + magic) - magic;
+        Ints level = __builtin_convertvector(rounded, Ints) + ruler.half;
+        store(multiples + i, rounded);
+        store_codes(symbols + i, (level >> ruler.low) + ruler.last);
+        if (ruler.low) store_codes(rest + i, level & mask);
+    }
+}
+
+INLINE void values_of(const uint8_t *symbols, const uint8_t *rest, Ruler ruler, float unit, int n, float *a) {
+    for (int i = 0; i < n; i += W) {
+        Ints level = ((load_codes(symbols + i) - ruler.last) << ruler.low) - ruler.half;
+        if (ruler.low) level += load_codes(rest + i);
+        store(a + i, __builtin_convertvector(level, Floats) * unit);
+    }
+}
+
+/* ---- range coder -------------------------------------------------------------------------------------------- */
+
+INLINE uint32_t encode_one(uint32_t x, uint32_t reciprocal, uint32_t packed, uint8_t **to) {
+    uint32_t complement = packed & 0xfff, bias = (packed >> 12) & 0x1fff, quotient;
+    if (x >= (TOTAL_FREQUENCY - complement) << (31 - PRECISION)) {
+        uint16_t word = (uint16_t)x;
+        *to -= sizeof word;
+        memcpy(*to, &word, sizeof word);
+        x >>= 16;
+    }
+    quotient = (uint32_t)(((uint64_t)x * reciprocal) >> 32) >> (packed >> 25);
+    return x + bias + quotient * complement;
+}
+
+/* Codes of one block, backwards; writes towards lower addresses from `to`, returns where it stopped. */
+ISA static uint8_t *encode_symbols(CodeJob *job, const uint8_t *symbols, int n, uint8_t *to) {
+    const uint32_t *reciprocal = job->reciprocal, *packed = job->packed;
+    int lanes = job->lanes, rows = 0;
+#ifdef RANGE_CODER_ROWS
+    if (lanes == 16) rows = n / 16;
+#endif
+    for (int i = n; i-- > 16 * rows;)
+        job->states[i % lanes] = encode_one(job->states[i % lanes], reciprocal[symbols[i]], packed[symbols[i]], &to);
+#ifdef RANGE_CODER_ROWS
+    if (rows) {
+        Coins coins = load_coins(reciprocal, packed);
+        Ints x = load_ints(job->states);
+        for (int i = 16 * rows; i; i -= 16) x = encode_row(x, load_codes(symbols + i - 16), &coins, &to);
+        memcpy(job->states, &x, sizeof x);
+    }
+#endif
+    return to;
+}
+
+INLINE uint32_t decode_one(uint32_t x, const uint32_t *slots, uint8_t *symbol) {
+    uint32_t slot = slots[x & (TOTAL_FREQUENCY - 1)];
+    *symbol = (uint8_t)slot;
+    return (slot >> 20) * (x >> PRECISION) + ((slot >> 8) & 0xfff);
+}
+
+/* Codes of one block; 0 if the words end before. */
+ISA static int decode_symbols(CodeJob *job, const uint32_t *slots, uint8_t *symbols, int n) {
+    const uint8_t *from = job->from;
+    int lanes = job->lanes, i = 0;
+#ifdef RANGE_CODER_ROWS
+    if (lanes == 16) {
+        Ints x = load_ints(job->states);
+        /* A row reads at most 16 words. */
+        for (; i + 16 <= n && job->end - from >= 32; i += 16) x = decode_row(x, slots, symbols + i, &from);
+        memcpy(job->states, &x, sizeof x);
+    }
+#endif
+    for (; i < n; i += lanes) {
+        int row = n - i < lanes ? n - i : lanes;
+        for (int l = 0; l < row; l++) {
+            job->states[l] = decode_one(job->states[l], slots, symbols + i + l);
+            if (job->states[l] < LOWEST_STATE) {
+                uint16_t word;
+                if (job->end - from < (Py_ssize_t)sizeof word) return 0;
+                memcpy(&word, from, sizeof word);
+                from += sizeof word;
+                job->states[l] = job->states[l] << 16 | word;
+            }
+        }
+    }
+    job->from = from;
+    return 1;
+}
+
+/* ---- blocks ------------------------------------------------------------------------------------------------- */
+
+/* The energies of runs of coordinates: 16 sums in double, as everywhere. */
+ISA static void energies(const float *x, const int64_t *sizes, Py_ssize_t count, double *found) {
+    for (Py_ssize_t k = 0; k < count; k++) {
+        Sums sums;
+        int64_t i = 0;
+        memset(&sums, 0, sizeof sums);
+        for (; i + LANES <= sizes[k]; i += LANES) {
+            __builtin_prefetch(x + i + 512, 0, 2);
+            add_products(&sums, x + i, x + i);
+        }
+        if (i < sizes[k]) {
+            float rest[LANES] = {0};
+            memcpy(rest, x + i, sizeof(float) * (size_t)(sizes[k] - i));
+            add_products(&sums, rest, rest);
+        }
+        found[k] = total_of(&sums);
+        x += sizes[k];
+    }
+}
+
+/* <y, q>; reads whole groups of 16. */
+INLINE double product_of(const float *y, const float *q, int n) {
+    Sums sums;
+    memset(&sums, 0, sizeof sums);
+    for (int i = 0; i < n; i += LANES) add_products(&sums, y + i, q + i);
+    return total_of(&sums);
+}
+
+/* From the last block to the first, because the range coder works backwards. */
+ISA static void encode_codes(CodeJob *job) {
+    uint8_t *to = job->end_of_words;
+    for (Py_ssize_t k = job->blocks - 1; k >= 0; k--) {
+        float a[BLOCK + LANES] __attribute__((aligned(LINE))), b[BLOCK + LANES] __attribute__((aligned(LINE)));
+        uint8_t symbols[BLOCK + LANES] __attribute__((aligned(LINE))), rest[BLOCK + LANES] __attribute__((aligned(LINE)));
+        int n = (int)job->sizes[k];
+        uint64_t set = SETS_PER_BLOCK * (uint64_t)job->numbers[k];
+        const float *x = job->x + job->starts[k];
+        if (n == BLOCK) {
+            uint32_t lanes[2][2 * WORDS_PER_SET] __attribute__((aligned(LINE)));
+            Ahead ahead = {(uintptr_t)(k ? job->x + job->starts[k - 1] : x), 0};
+            make_lanes(lanes[0], job->base, set);
+            make_lanes(lanes[1], job->base, set + 1);
+            square(x, b, lanes[0], job->factor[k], &ahead);
+            square(b, a, lanes[1], 1.0f, &ahead);
+        } else {
+            for (int i = 0; i < n; i++) a[i] = x[i] * job->factor[k];
+            rotate_tail(a, b, n, job->base, set);
+        }
+        Ruler ruler = ruler_of(job, k);
+        memset(a + n, 0, sizeof(float) * LANES);
+        measure(a, ruler, n, symbols, rest, b);
+        job->products[k] = product_of(a, b, n);
+        if (ruler.low) pack(rest, n, ruler.low, job->low_bits + job->low_starts[k]);
+        make_coins(job, job->klass[k]);
+        to = encode_symbols(job, symbols, n, to);
+    }
+    job->words = to;
+}
+
+/* Zero what was not received; return sent/received. */
+static double drop_unreceived(float *a, int n, const uint8_t *received) {
+    int came = 0;
+    for (int i = 0; i < n; i++) a[i] = received[i] ? a[i] : 0.0f, came += received[i] != 0;
+    return came ? (double)n / came : 0.0;
+}
+
+/* All codes to `symbols`, before a coordinate is written: 0 if the payload ends before them. */
+ISA static int read_codes(CodeJob *job) {
+    for (Py_ssize_t k = 0; k < job->blocks; k++) {
+        const uint32_t *slots = slots_of(job, job->klass[k]);
+        if (!slots || !decode_symbols(job, slots, job->symbols + job->symbol_starts[k], (int)job->sizes[k])) return 0;
+    }
+    return 1;
+}
+
+/* Hand over one block that is no full one, or that may have to be clipped. */
+ISA static void deliver_other(const CodeJob *job, float *x, Py_ssize_t first, int n, float factor) {
+    for (int i = 0; i < n; i++) {
+        x[i] *= factor;
+        if (fabsf(factor) > 0x1p100f) x[i] = x[i] > FLT_MAX ? FLT_MAX : x[i] < -FLT_MAX ? -FLT_MAX : x[i];
+    }
+    Job as = {.out = job->out, .target = job->target, .weight = job->weight};
+    deliver(&as, x, first, n);
+}
+
+INLINE void deliver_full(const CodeJob *job, float *a, uint32_t *lanes, Py_ssize_t first, float factor) {
+    float *floats = (float *)job->out + first;
+    if (fabsf(factor) > 0x1p100f) {
+        deliver_block(a, lanes, 1.0f, a, INTO_FLOATS, 1.0);
+        deliver_other(job, a, first, BLOCK, factor);
+    } else if (job->target == INTO_FLOATS)
+        deliver_block(a, lanes, factor, floats, INTO_FLOATS, 1.0);
+    else if (job->target == ONTO_FLOATS)
+        deliver_block(a, lanes, factor, floats, ONTO_FLOATS, job->weight);
+    else
+        deliver_block(a, lanes, factor, (double *)job->out + first, ONTO_DOUBLES, job->weight);
+}
+
+/* The blocks whose codes were read, into or onto `out`. */
+ISA static void decode_codes(CodeJob *job) {
+    for (Py_ssize_t k = 0; k < job->blocks; k++) {
+        float a[BLOCK + LANES] __attribute__((aligned(LINE))), b[BLOCK + LANES] __attribute__((aligned(LINE)));
+        uint8_t rest[BLOCK + LANES] __attribute__((aligned(LINE)));
+        int n = (int)job->sizes[k];
+        uint64_t set = SETS_PER_BLOCK * (uint64_t)job->numbers[k];
+        Py_ssize_t first = (Py_ssize_t)job->starts[k], item = job->target == ONTO_DOUBLES ? 8 : 4;
+        Ruler ruler = ruler_of(job, k);
+        float factor = job->scale[k];
+        if (ruler.low) unpack(job->low_bits + job->low_starts[k], n, ruler.low, rest);
+        values_of(job->symbols + job->symbol_starts[k], rest, ruler, n == BLOCK ? 1.0f / BLOCK : 1.0f, n, a);
+        if (job->received) {
+            double scaled = factor * drop_unreceived(a, n, job->received + first);
+            factor = (float)(scaled > FLT_MAX ? FLT_MAX : scaled < -FLT_MAX ? -FLT_MAX : scaled);
+        }
+        if (n == BLOCK) {
+            uint32_t lanes[2][2 * WORDS_PER_SET] __attribute__((aligned(LINE)));
+            Ahead ahead = {(uintptr_t)job->out + (uintptr_t)(first * item), 1};
+            make_lanes(lanes[0], job->base, set);
+            make_lanes(lanes[1], job->base, set + 1);
+            square(a, b, NULL, 1.0f, &ahead);
+            square(b, a, lanes[1], 1.0f, &ahead);
+            deliver_full(job, a, lanes[0], first, factor);
+        } else {
+            unrotate_tail(a, b, n, job->base, set);
+            deliver_other(job, a, first, n, factor);
+        }
+    }
+}

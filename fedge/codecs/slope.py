@@ -1,0 +1,93 @@
+"""Rates by equal slope: one number says how finely every block of a vector, or of a whole update, is quantized.
+
+Blocks k of n_k coordinates and variance σ_k², quantized with step s_k·σ_k, are to have the least error for their bits:
+
+    min Σ n_k σ_k² v(s_k)   subject to   Σ n_k R(s_k) <= bits        =>        -σ_k² dv/dR (s_k) = λ for all k
+
+(v and R of ``gaussian.py``; reverse water-filling with the curve of a real code: Cover & Thomas, Elements of
+Information Theory, section 10.3.3). Fine steps have -dv/dR = s² ln 2/6, so blocks of much energy get one absolute step,
+2^(slope/2048) = √(6 λ/ln 2); blocks of little energy get coarser ones, but never none: the estimate stays unbiased
+block by block. With u = log2(√(6λ/ln 2)/σ_k), the step is s_k = 2^T(u), and T is shipped as a table, because both ends
+must read the same step from the scales and the slope.
+
+All quantities are integers in units of 1/2048 octave, so ``slope`` sets the rate nearly without steps.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from fedge.codecs.gaussian import COARSEST, FINEST, UNITS, Ints, error_of, rate_of
+
+_NODE_UNITS = UNITS // 4
+_FIRST_NODE = -4 * UNITS
+# T at u = -4, -3.75, .., 8.25 octaves; below, T(u) = u. A test computes them again.
+# fmt: off
+NODES = (
+    -8192, -7681, -7169, -6657, -6146, -5635, -5124, -4613, -4104, -3595, -3087, -2581, -2078, -1578, -1082, -592,
+    -110, 363, 823, 1271, 1704, 2115, 2494, 2828, 3116, 3362, 3576, 3763, 3929, 4079, 4214, 4338, 4452, 4558, 4657,
+    4749, 4835, 4917, 4994, 5067, 5137, 5203, 5266, 5327, 5385, 5441, 5495, 5547, 5597, 5632,
+)
+# fmt: on
+_TABLE = np.array(NODES)
+
+
+@dataclass(frozen=True, slots=True)
+class Levels:
+    """The blocks of a vector as the slope sees them, int64 ``[blocks]``.
+
+    ``sizes`` n_k, ``levels`` log2 σ_k as both ends know it, ``true`` log2 σ_k as only the encoder knows it: steps
+    follow from the first, what they cost and give from the second.
+    """
+
+    sizes: Ints
+    levels: Ints
+    true: Ints
+
+    def steps(self, slope: int) -> Ints:
+        """Return the steps at ``slope`` relative to the true σ_k."""
+        steps = steps_of(slope, self.levels) + self.levels - self.true
+        reached: Ints = np.clip(steps, FINEST, COARSEST)
+        return reached
+
+
+def steps_of(slope: int, levels: Ints) -> Ints:
+    """Return the step t of every block, int64, for ``slope`` and the blocks' ``levels``."""
+    u = slope - levels
+    node = np.clip((u - _FIRST_NODE) // _NODE_UNITS, 0, len(NODES) - 2)
+    part = np.clip(u - _FIRST_NODE - node * _NODE_UNITS, 0, _NODE_UNITS)
+    t = _TABLE[node] + (_TABLE[node + 1] - _TABLE[node]) * part // _NODE_UNITS
+    steps: Ints = np.maximum(np.where(u < _FIRST_NODE, u, t), FINEST)
+    return steps
+
+
+def bits_at(slope: int, blocks: Sequence[Levels]) -> float:
+    """Return how many bits the codes of all ``blocks`` are expected to take."""
+    return sum(float(part.sizes @ rate_of(part.steps(slope))) for part in blocks)
+
+
+def error_at(slope: int, blocks: Levels) -> float:
+    """Return the expected squared error of ``blocks``."""
+    variance = np.exp2(2 * blocks.true / UNITS)
+    return float(blocks.sizes @ (variance * error_of(blocks.steps(slope))))
+
+
+def price_of_bit(slope: int) -> float:
+    """Return λ: how much squared error one more bit is worth."""
+    return float(np.log(2) / 6 * np.exp2(2 * slope / UNITS))
+
+
+def solve(bits: float, blocks: Sequence[Levels]) -> int:
+    """Return the finest slope at which all ``blocks`` take at most ``bits``; the coarsest if none does."""
+    low = min((int(part.levels.min()) for part in blocks if part.levels.size), default=0) + FINEST
+    high = max((int(part.levels.max()) for part in blocks if part.levels.size), default=0) - _FIRST_NODE * 3
+    while low < high:
+        middle = (low + high) // 2
+        if bits_at(middle, blocks) <= bits:
+            high = middle
+        else:
+            low = middle + 1
+    return low
