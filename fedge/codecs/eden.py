@@ -283,7 +283,7 @@ def _check_numbers(data: bytes, shape: Plan) -> None:
         raise CodecError(f"expected EDEN payload version {twin.VERSION} or {entropy.VERSION}, got {data[0]}")
     if shape.scales:
         scale = float(np.frombuffer(data, "<f4", 1, 1)[0])
-        if not (math.isfinite(scale) and scale >= 0):
+        if not (math.isfinite(scale) and math.copysign(1.0, scale) > 0):  # -0.0 too: no encoder writes it
             raise CodecError(f"expected a scale that is finite and not negative, got {scale}")
     if shape.raw:
         raw = np.frombuffer(data, "<f4", shape.raw, len(data) - 4 * shape.raw)

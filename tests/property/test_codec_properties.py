@@ -76,6 +76,7 @@ def test_twenty_thousand_damaged_payloads_neither_crash_nor_run_over():
         ({1: b"\x00\x00\xc0\x7f"}, "scale that is finite"),
         ({1: b"\x00\x00\x80\x7f"}, "scale that is finite"),
         ({1: b"\x00\x00\x80\xbf"}, "not negative, got -1"),
+        ({1: b"\x00\x00\x00\x80"}, "not negative, got -0"),
     ],
 )
 def test_impossible_numbers_in_a_payload_are_named(change, message):
