@@ -96,7 +96,7 @@ class Codec(Protocol):
 
 
 def as_vector(x: Any) -> Vector:
-    """Return ``x`` as contiguous float32 ``[d]``; a view if it is one already.
+    """Return ``x`` as contiguous, aligned float32 ``[d]``; a view if it is one already.
 
     Takes arrays of any real dtype and stride, sequences of numbers and CPU tensors. A float64 too large for float32
     becomes inf, which the codecs refuse.
@@ -111,7 +111,7 @@ def as_vector(x: Any) -> Vector:
         if array.dtype.kind == "c":
             raise TypeError("complex numbers")
         with np.errstate(over="ignore"):
-            vector = np.ascontiguousarray(array, dtype=np.float32) if array.ndim else array
+            vector = np.require(array, np.float32, ["C", "A"]) if array.ndim else array
     except (TypeError, ValueError) as error:
         raise CodecError(f"expected a vector of real numbers, got {type(x).__name__}: {error}") from None
     if array.ndim != 1:
@@ -140,8 +140,8 @@ def check_sum(weight: float, out: Sum, size: int) -> None:
         raise CodecError(f"expected a finite weight, got {weight}")
     if out.dtype not in (np.dtype(np.float32), np.dtype(np.float64)) or out.shape != (size,):
         raise CodecError(f"expected a float32 or float64 sum of shape ({size},), got {out.dtype} of shape {out.shape}")
-    if not (out.flags.c_contiguous and out.flags.writeable):
-        raise CodecError("expected a sum that is contiguous and writeable")
+    if not (out.flags.c_contiguous and out.flags.aligned and out.flags.writeable):
+        raise CodecError("expected a sum that is contiguous, aligned and writeable")
 
 
 def add_weighted(weight: float, x: Vector, out: Sum) -> None:

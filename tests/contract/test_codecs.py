@@ -166,6 +166,12 @@ def test_accumulating_takes_any_scale_and_leaves_float64_sums_finite(codec):
         assert total.tobytes() == expected.tobytes() and np.isfinite(total).all()
 
 
+def unaligned(x: np.ndarray) -> np.ndarray:
+    moved = np.zeros(x.nbytes + 1, np.uint8)[1:].view(x.dtype)
+    moved[:] = x
+    return moved
+
+
 def frozen(x: np.ndarray) -> np.ndarray:
     x.flags.writeable = False
     return x
@@ -181,6 +187,8 @@ def frozen(x: np.ndarray) -> np.ndarray:
         (1.0, np.ones(5000, dtype=np.int64), "int64"),
         (1.0, np.ones(5000, dtype=">f8"), "float64"),
         (1.0, np.ones(10_000)[::2], "contiguous"),
+        (1.0, unaligned(np.ones(5000)), "aligned"),
+        (1.0, unaligned(np.ones(5000, np.float32)), "aligned"),
         (1.0, frozen(np.ones(5000)), "writeable"),
     ],
 )
