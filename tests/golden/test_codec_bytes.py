@@ -14,6 +14,7 @@ import pytest
 
 from fedge import seeds
 from fedge.codecs import build
+from tests.support.kernels import IMPLEMENTATIONS, implementation
 
 HERE = Path(__file__).parent / "codecs"
 DECODED = json.loads((HERE / "decoded.json").read_text())
@@ -30,6 +31,13 @@ def digest(x: np.ndarray) -> str:
     return hashlib.sha256((x + np.float32(0)).astype("<f4").tobytes()).hexdigest()
 
 
+@pytest.fixture(params=IMPLEMENTATIONS)
+def everywhere(request):
+    with implementation(request.param):
+        yield
+
+
+@pytest.mark.usefixtures("everywhere")
 @pytest.mark.parametrize("path", sorted(HERE.glob("*.bin")), ids=lambda path: path.stem)
 def test_a_payload_is_written_and_read_as_on_the_day_it_was_promised(path):
     name, bits, size = path.stem.rsplit("-", 2)

@@ -1,4 +1,4 @@
-"""Hypothesis looks for vectors, rates and payloads that break a codec."""
+"""Hypothesis looks for vectors, rates and payloads that break a codec; tests/fuzz tries many more payloads."""
 
 import numpy as np
 import pytest
@@ -6,10 +6,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 
-from fedge.codecs import CODECS, Codec, Eden, build, native_available
+from fedge.codecs import Codec, Eden
 from fedge.errors import CodecError
+from tests.support.codec_table import FAMILIES
 
-codecs = st.builds(build, st.sampled_from(sorted(CODECS)), st.floats(0.05, 8))
+codecs = st.builds(lambda family, bits: family.at_rate(bits), st.sampled_from(FAMILIES), st.floats(0.05, 8))
 vectors = hnp.arrays(
     np.float32, st.integers(0, 300), elements=st.floats(allow_nan=False, allow_infinity=False, width=32)
 )
@@ -46,27 +47,6 @@ def test_the_estimate_projects_onto_the_vector(x, bits, seed):
     x_hat = Eden(bits).decode(Eden(bits).encode(x, seed), x.size, seed).astype(np.float64)
     wide = x.astype(np.float64)
     assert x_hat @ wide == pytest.approx(wide @ wide, rel=1e-4)
-
-
-def test_twenty_thousand_damaged_payloads_neither_crash_nor_run_over():
-    rng = np.random.default_rng(0)
-    refused = 0
-    for size, bits, trials in ((40, 0.3, 8000), (600, 2.7, 8000), (4100, 1.0, 2000), (9000, 5.5, 2000)):
-        codec = Eden(bits)
-        good = np.frombuffer(codec.encode(rng.standard_normal(size), seed=1), np.uint8)
-        mask = rng.random(size) < 0.5
-        for trial in range(trials if native_available() else trials // 10):
-            bad = good.copy()
-            bad[rng.integers(0, bad.size, 8)] = rng.integers(0, 256, 8)
-            if trial % 2:
-                bad[1:] = rng.integers(0, 256, bad.size - 1)
-            try:
-                x_hat = codec.decode(bad.tobytes(), size, seed=trial, received=mask if trial % 3 else None)
-            except CodecError:
-                refused += 1
-                continue
-            assert x_hat.size == size and np.isfinite(x_hat).all()
-    assert refused > 0
 
 
 @pytest.mark.parametrize(

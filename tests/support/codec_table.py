@@ -1,0 +1,25 @@
+"""Every codec in every mode, for tests that hold for all of them. A new mode is one line of :data:`FAMILIES`."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+from fedge.codecs import Codec, Eden, Identity
+
+EDEN_RATES = (0.05, 0.3, 0.5, 1.0, 1.5, 2.0, 2.7, 3.0, 4.0, 4.2, 5.0, 5.5, 6.0, 7.0, 7.9, 8.0)
+
+
+@dataclass(frozen=True, slots=True)
+class Family:
+    """One codec in one mode; ``rates`` are the bits per coordinate at which its loops take different ways."""
+
+    name: str
+    at_rate: Callable[[float], Codec]
+    rates: tuple[float, ...]
+
+
+FAMILIES = (
+    Family("identity", Identity.at_rate, (32.0,)),
+    Family("eden", Eden, EDEN_RATES),
+)
