@@ -4,20 +4,33 @@
 PYTHON ?= python3
 PYTEST_ARGS ?=
 DEMO_ARGS ?=
+FUZZ_COUNT ?= 1000000
+FUZZ_SEED ?= 1
 
 VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
+CODEC_TESTS := tests/golden tests/contract/test_codecs.py tests/contract/test_codec_edges.py \
+  tests/property/test_codec_properties.py tests/unit/codecs/test_native_twin.py \
+  tests/unit/codecs/test_packing.py tests/fuzz
 SOURCES := schemas fedge server_app device_app tests benchmarks setup.py
+
+# The sanitizers' run-time library comes first, and libstdc++ with it or it misses the exceptions of torch. Every object
+# gets memory of its own (PYTHONMALLOC). Leaks are not looked for: Python and NumPy keep memory until they end; that the
+# fuzzer's process does not grow is its own assertion. pytest must let the report through (--capture=sys).
+SANITIZED = LD_PRELOAD="$$(gcc -print-file-name=libasan.so) $$(gcc -print-file-name=libstdc++.so)" \
+  ASAN_OPTIONS=halt_on_error=1:detect_leaks=0:quarantine_size_mb=16 UBSAN_OPTIONS=halt_on_error=1:print_stacktrace=1 \
+  PYTHONMALLOC=malloc PYTHONSAFEPATH=1 PYTHONPATH=build/sanitize/lib:. $(BIN)/python
 
 export OMP_NUM_THREADS ?= 1
 export PIP_DISABLE_PIP_VERSION_CHECK = 1
 
 .DEFAULT_GOAL := help
-.PHONY: help setup system-packages demo simulate check format test bench schemas freeze wheel clean distclean
+.PHONY: help setup system-packages demo simulate check format test fuzz sanitize \
+  aarch64-packages aarch64-check bench schemas freeze wheel clean distclean
 
 help:  ## List these targets
-	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-17s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+	@awk -F ':.*## ' '/^[a-z0-9-]+:.*## / {printf "  make %-17s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
 
 setup: $(STAMP)  ## Make .venv with everything, versions as in constraints.txt
 
@@ -55,6 +68,23 @@ format: $(STAMP)  ## Lay the code out as `make check` wants it
 
 test: $(STAMP)  ## All tests (PYTEST_ARGS="tests/unit -x")
 	$(BIN)/python -m pytest $(PYTEST_ARGS)
+
+fuzz: $(STAMP)  ## A million damaged payloads and streams (FUZZ_COUNT, FUZZ_SEED)
+	$(BIN)/python -m tests.fuzz.fuzz_payloads --count $(FUZZ_COUNT) --seed $(FUZZ_SEED)
+
+sanitize: $(STAMP)  ## The codecs' tests and FUZZ_COUNT damaged payloads under ASan and UBSan (gcc)
+	rm -rf build/sanitize
+	CC=gcc FEDGE_SANITIZE=1 $(BIN)/python setup.py -q build --build-base build/sanitize --build-lib build/sanitize/lib
+	@$(SANITIZED) -c 'from fedge.codecs.native import kernels, native_status as say; print(say(), kernels.__file__); \
+	  assert "build/sanitize/" in kernels.__file__'
+	$(SANITIZED) -m pytest -p no:cacheprovider --capture=sys $(CODEC_TESTS)
+	$(SANITIZED) -m tests.fuzz.fuzz_payloads --exact-buffers --count $(FUZZ_COUNT) --seed $(FUZZ_SEED)
+
+aarch64-packages:  ## Say which system packages aarch64-check needs
+	@tests/aarch64/check packages
+
+aarch64-check: $(STAMP)  ## The codecs on an emulated aarch64: the same bits (AARCH64_TESTS, AARCH64_CASES)
+	@tests/aarch64/check
 
 bench: $(STAMP)  ## The benchmarks behind the numbers in the docs
 	$(BIN)/fedge bench codecs

@@ -30,7 +30,7 @@ def texts() -> list[Path]:
 
 
 def make_targets() -> dict[str, str]:
-    rule = re.compile(r"^([a-z-]+):(?:.*?)(?:## (.+))?$", re.MULTILINE)
+    rule = re.compile(r"^([a-z0-9-]+):(?:.*?)(?:## (.+))?$", re.MULTILINE)
     return dict(rule.findall((ROOT / "Makefile").read_text()))
 
 
@@ -92,7 +92,7 @@ def test_every_make_target_is_explained_and_the_documents_name_only_real_ones() 
     assert {"setup", "demo", "check", "test", "bench", "schemas", "clean", "help", "system-packages"} <= targets.keys()
     assert [name for name, words in targets.items() if not words] == []
     for document in ("README.md", "CONTRIBUTING.md", ".ci/run"):
-        for named in re.findall(r"(?:^|`|&& )make ([a-z-]+)", (ROOT / document).read_text(), re.MULTILINE):
+        for named in re.findall(r"(?:^|`|&& )make ([a-z0-9-]+)", (ROOT / document).read_text(), re.MULTILINE):
             assert named in targets, f"{document}: make {named}"
 
 
