@@ -59,5 +59,6 @@ def by_code(code: int, bits: float) -> Codec:
         CodecError: if no codec has this number, or it has no such rate.
     """
     if code not in BY_CODE:
-        raise CodecError(f"expected a codec number of {', '.join(map(str, BY_CODE))}, got {code}")
+        known = ", ".join(f"{number} {make(bits).name}" for number, make in BY_CODE.items())
+        raise CodecError(f"expected a codec number ({known}), got {code}")
     return BY_CODE[code](bits)

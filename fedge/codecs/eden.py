@@ -190,13 +190,14 @@ class Eden:
         """Raise :class:`CodecError` unless ``data`` has the length of a payload of ``size`` coordinates.
 
         That of fixed-rate payloads follows from size and rate. Entropy-coded ones of one update share its bits, so
-        one alone may have more than :meth:`size_bytes`; none is longer than the coordinates themselves would be.
+        one alone may have more than :meth:`size_bytes`; none is longer than the coordinates themselves would be, or
+        so short that it could not hold a scale for each block.
         """
         check_size(size)
         if data[:1] == bytes([entropy.VERSION]):
-            if len(data) > MOST_BYTES_OF_ONE * size + SLACK_BYTES:
-                most = MOST_BYTES_OF_ONE * size + SLACK_BYTES
-                raise CodecError(f"expected at most {most} bytes for {size} coordinates, got {len(data)}")
+            least, most = entropy.least_bytes(size), MOST_BYTES_OF_ONE * size + SLACK_BYTES
+            if not least <= len(data) <= most:
+                raise CodecError(f"expected {least} to {most} bytes for {size} coordinates, got {len(data)}")
             return
         expected = plan(self.bits, size).size_bytes
         if len(data) != expected:

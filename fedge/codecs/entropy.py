@@ -36,6 +36,7 @@ from fedge.codecs.block_codes import Blocks, decode_blocks, encode_blocks, energ
 from fedge.codecs.gaussian import UNITS, Doubles, Ints
 from fedge.codecs.grouping import Chunks, Cut
 from fedge.codecs.plan import SMALLEST_ROTATED
+from fedge.codecs.rotation import BLOCK
 from fedge.codecs.slope import Levels
 from fedge.errors import CodecError
 
@@ -177,6 +178,13 @@ def side_bytes(size: int) -> int:
     if size < SMALLEST_ROTATED:
         return 1 + 4 * size
     return _HEAD.size + block_scales.size_bytes(grouping.cut([size]).sizes.size)
+
+
+def least_bytes(size: int) -> int:
+    """Return a length below which nothing is a payload of ``size`` coordinates: scales and states have to be there."""
+    if size < SMALLEST_ROTATED:
+        return 1 + 4 * size
+    return _HEAD.size + block_scales.size_bytes(-(-size // BLOCK)) + 4
 
 
 def lane_bytes(code_bytes: float) -> int:

@@ -22,7 +22,7 @@ seeds = st.integers(-(2**65), 2**65)
 def test_any_finite_vector_survives_in_shape_and_stays_finite(codec: Codec, x, seed):
     data = codec.encode(x, seed)
     x_hat = codec.decode(data, x.size, seed)
-    assert len(data) == codec.size_bytes(x.size)
+    assert len(data) <= codec.size_bytes(x.size)
     assert x_hat.shape == x.shape and np.isfinite(x_hat).all()
 
 
@@ -31,12 +31,13 @@ def test_any_finite_vector_survives_in_shape_and_stays_finite(codec: Codec, x, s
 def test_bytes_from_anywhere_decode_to_finite_numbers_or_are_refused(codec: Codec, size, seed, draw):
     expected = codec.size_bytes(size)
     junk = np.random.default_rng(draw.draw(st.integers(0, 2**32))).bytes(expected)
-    data = draw.draw(st.one_of(st.just(b"\x01" + junk[1:]), st.just(junk), st.binary(max_size=200)))
+    versions = [b"\x01" + junk[1:], b"\x02" + junk[1:], junk]
+    data = draw.draw(st.one_of(st.sampled_from(versions), st.binary(max_size=200)))
     try:
         x_hat = codec.decode(data, size, seed)
     except CodecError:
         return
-    assert len(data) == expected
+    assert len(data) == expected or data[0] == 2
     assert x_hat.shape == (size,) and np.isfinite(x_hat).all()
 
 

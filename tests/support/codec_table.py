@@ -18,8 +18,14 @@ class Family:
     at_rate: Callable[[float], Codec]
     rates: tuple[float, ...]
 
+    @property
+    def has_fixed_length(self) -> bool:
+        """Whether a payload's length follows from size and rate."""
+        return self.name != "eden-entropy"
+
 
 FAMILIES = (
     Family("identity", Identity.at_rate, (32.0,)),
     Family("eden", Eden, EDEN_RATES),
+    Family("eden-entropy", Eden.entropy_coded, EDEN_RATES),
 )

@@ -194,7 +194,7 @@ def test_the_stated_error_of_eden_is_the_measured_one(bits: float, count: int) -
 
 
 def test_the_error_of_a_frame_of_an_unknown_codec_is_refused() -> None:
-    with pytest.raises(CodecError, match="expected a codec number of 0, 1, got 200"):
+    with pytest.raises(CodecError, match=r"expected a codec number .*got 200"):
         error_of(Frame(200, 0, 10, 1.0, b""))
 
 
