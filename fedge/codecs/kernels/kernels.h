@@ -23,7 +23,7 @@
 
 typedef uint64_t Words __attribute__((vector_size(4 * W)));
 
-enum { PER_ROW = SIDE / W, PER_STRIP = STRIP / W, LINE = 64 };
+enum { PER_ROW = SIDE / W, LINE = 64 };
 
 INLINE Floats load(const float *from) {
     Floats x;
@@ -73,10 +73,9 @@ INLINE double send(const Job *job, float *y, float inverse_sigma, Run run, uint8
     enum { STEP = 16 * LANES };
     uint8_t codes[BLOCK + LANES] __attribute__((aligned(LINE)));
     float q[STEP + 2 * LANES] __attribute__((aligned(LINE)));
-    Sums sums;
+    Sums sums = {0};
     Part parts[2];
     int count = parts_of(run, parts), sent = run.high + run.low, done = 0, held = 0; /* entries multiplied, waiting */
-    memset(&sums, 0, sizeof sums);
     for (int p = 0; p < count; p++) {
         Part part = parts[p];
         for (int at = 0; at < part.count; at += STEP) {
@@ -112,8 +111,8 @@ INLINE double encode_block(const Job *job, const float *x, int n, Run run, uint6
         Ahead ahead = {(uintptr_t)next, 0};
         make_lanes(lanes[0], job->base, SETS_PER_BLOCK * block);
         make_lanes(lanes[1], job->base, SETS_PER_BLOCK * block + 1);
-        square(x, b, lanes[0], factor, &ahead);
-        square(b, a, lanes[1], 1.0f, &ahead);
+        square(x, a, lanes[0], factor, 0, &ahead);
+        square(a, a, lanes[1], 1.0f, 1, &ahead);
         length = BLOCK;
         energy = next ? energy_and_peak(a, next, peak) : energy_of(a, BLOCK);
     } else {
@@ -232,13 +231,13 @@ INLINE void deliver_block(const float *x, uint32_t *lanes, float scale, void *ou
 }
 
 /* Decode a full block whose dequantized coordinates are in `a` to number `first` of `out`. */
-INLINE void decode_full(const Job *job, float *a, float *b, float s, uint64_t block, void *out, Target target) {
+INLINE void decode_full(const Job *job, float *a, float s, uint64_t block, void *out, Target target) {
     uint32_t lanes[2][2 * WORDS_PER_SET] __attribute__((aligned(LINE)));
     Ahead ahead = {(uintptr_t)out, 1};
     make_lanes(lanes[0], job->base, SETS_PER_BLOCK * block);
     make_lanes(lanes[1], job->base, SETS_PER_BLOCK * block + 1);
-    square(a, b, NULL, 1.0f, &ahead);
-    square(b, a, lanes[1], 1.0f, &ahead);
+    square(a, a, NULL, 1.0f, 0, &ahead);
+    square(a, a, lanes[1], 1.0f, 1, &ahead);
     deliver_block(a, lanes[0], s, out, target, job->weight);
 }
 
@@ -247,7 +246,7 @@ ISA static void decode_other(const Job *job, float *a, float *b, float s, int n,
     if (s == 0)
         memset(a, 0, sizeof(float) * (size_t)n);
     else if (n == BLOCK) {
-        decode_full(job, a, b, 1.0f, block, a, INTO_FLOATS);
+        decode_full(job, a, 1.0f, block, a, INTO_FLOATS);
     } else {
         unrotate_tail(a, b, n, job->base, SETS_PER_BLOCK * block);
     }
@@ -275,11 +274,11 @@ INLINE void decode_block(const Job *job, const uint8_t *from, int n, Run run, ui
     if (n != BLOCK || s == 0 || s > 0x1p100f)
         decode_other(job, a, b, s, n, block);
     else if (job->target == INTO_FLOATS)
-        decode_full(job, a, b, s, block, floats, INTO_FLOATS);
+        decode_full(job, a, s, block, floats, INTO_FLOATS);
     else if (job->target == ONTO_FLOATS)
-        decode_full(job, a, b, s, block, floats, ONTO_FLOATS);
+        decode_full(job, a, s, block, floats, ONTO_FLOATS);
     else
-        decode_full(job, a, b, s, block, (double *)job->out + block * BLOCK, ONTO_DOUBLES);
+        decode_full(job, a, s, block, (double *)job->out + block * BLOCK, ONTO_DOUBLES);
 }
 
 ISA static void decode(Job *job) {

@@ -73,7 +73,7 @@ INLINE void dequantize(const uint8_t *codes, const float *levels, int n, int wid
 /* The 16 sums, added in the order of lanes. */
 INLINE double total_of(const Sums *sums) {
     double lane[LANES], total;
-    memcpy(lane, sums, sizeof lane);
+    store_sums(lane, sums);
     total = lane[0];
     for (int l = 1; l < LANES; l++) total += lane[l];
     return total;
@@ -81,8 +81,7 @@ INLINE double total_of(const Sums *sums) {
 
 /* <y, y> in double; reads whole groups of 16. */
 INLINE double energy_of(const float *y, int n) {
-    Sums sums;
-    memset(&sums, 0, sizeof sums);
+    Sums sums = {0};
     for (int i = 0; i < n; i += LANES) add_products(&sums, y + i, y + i);
     return total_of(&sums);
 }
@@ -99,9 +98,8 @@ INLINE uint32_t peak_of(const float *x, int n) {
 
 /* energy_of a block and peak_of the block behind `next`: each alone would wait, one for additions, one for memory. */
 INLINE double energy_and_peak(const float *y, const float *next, uint32_t *peak) {
-    Sums sums;
+    Sums sums = {0};
     Ints largest = {0};
-    memset(&sums, 0, sizeof sums);
     for (int i = 0; i < BLOCK; i += LANES) {
         add_products(&sums, y + i, y + i);
         UNROLL for (int l = 0; l < LANES; l += W) largest = larger(largest, (Ints)load(next + i + l) & INT32_MAX);

@@ -1,11 +1,24 @@
-/* Random rotations of full blocks: see rotation.py. */
+/* Random rotations of full blocks: see rotation.py.
+ *
+ * H' = C·T·C runs in place on one copy of the block, which stays in the first cache, in passes that load a vector once
+ * and do as many stages as the registers hold:
+ *
+ *     turn_tiles    the first stages of C inside tiles of W × W, then every tile is transposed where it is
+ *     mix           the later stages of C, then all of the second C
+ *
+ * The tiles themselves are not exchanged: after one H' the block is `turned`, its entry (W·P + q, W·S + l) lying where
+ * (W·S + q, W·P + l) belongs. A second H' turns it back. So a rotation begins and ends in natural order, and no pass
+ * moves numbers for the sake of moving them.
+ */
+
+enum { TILES = SIDE / W, VECTORS = BLOCK / W };
 
 /* One Hadamard stage of n vectors. */
 INLINE void stage(Floats *x, int n, int distance) {
     UNROLL for (int k = 0; k < n / 2; k++) {
         int i = k / distance * 2 * distance + k % distance;
         Floats a = x[i], b = x[i + distance];
-        x[i] = a + b, x[i + distance] = a - b;
+        x[i] = a + b, x[i + distance] = difference(a, b);
     }
 }
 
@@ -23,69 +36,55 @@ INLINE void make_lanes(uint32_t *lanes, uint64_t base, uint64_t set) {
     }
 }
 
-/* Rows in groups of 8: multiply by `factor`, negate by the signs in `lanes` if there are any, stages 1, 2, 4. Bit j
+/* Multiply by `factor`, negate by the signs in `lanes` if there are any, stages 1, .., W/2, transpose each tile. Bit j
  * of a lane belongs to rows 2j and 2j + 1; going down from the last row, the next bit is always the highest. */
-INLINE void first_stages(const float *from, float *strip, const uint32_t *lanes, float factor, Ahead *ahead) {
-    Ints even[PER_STRIP] = {0}, odd[PER_STRIP] = {0};
-    UNROLL for (int v = 0; v < PER_STRIP; v++)
-        if (lanes) even[v] = load_ints(lanes + v * W), odd[v] = load_ints(lanes + SIDE + v * W);
-    for (int row = SIDE - 8; row >= 0; row -= 8) {
-        ask(ahead, STRIP / 8);
-        UNROLL for (int v = 0; v < PER_STRIP; v++) {
-            Floats x[8];
-            UNROLL for (int i = 0; i < 8; i++) {
-                x[i] = load(from + (row + i) * SIDE + v * W) * factor;
-                if (lanes) x[i] = negate(x[i], (i & 1 ? odd[v] : even[v]) << (3 - i / 2));
+INLINE void turn_tiles(const float *from, float *to, const uint32_t *lanes, float factor, int turned, Ahead *ahead) {
+    int down = turned ? W : W * SIDE, right = turned ? W * SIDE : W;
+    for (int column = 0; column < TILES; column++) {
+        Ints even = {0}, odd = {0};
+        if (lanes) even = load_ints(lanes + column * W), odd = load_ints(lanes + SIDE + column * W);
+        for (int row = TILES - 1; row >= 0; row--) {
+            int at = row * down + column * right;
+            Floats x[W];
+            ask(ahead, W * W / 32);
+            UNROLL for (int i = 0; i < W; i++) {
+                x[i] = load(from + at + i * SIDE) * factor;
+                if (lanes) x[i] = negate(x[i], (i & 1 ? odd : even) << (W / 2 - 1 - i / 2));
             }
-            hadamard_of_vectors(x, 8);
-            UNROLL for (int i = 0; i < 8; i++) store(strip + (row + i) * STRIP + v * W, x[i]);
-            even[v] <<= 4, odd[v] <<= 4;
+            hadamard_of_vectors(x, W);
+            transpose(x);
+            UNROLL for (int i = 0; i < W; i++) store(to + at + i * SIDE, x[i]);
+            even <<= W / 2, odd <<= W / 2;
         }
     }
 }
 
-/* Stages 8, 16, 32 of a strip. */
-INLINE void last_stages(float *strip) {
-    for (int at = 0; at < 8 * STRIP; at += W) {
-        Floats x[8];
-        UNROLL for (int i = 0; i < 8; i++) x[i] = load(strip + at + i * 8 * STRIP);
-        hadamard_of_vectors(x, 8);
-        UNROLL for (int i = 0; i < 8; i++) store(strip + at + i * 8 * STRIP, x[i]);
-    }
+/* Where vector n lies, if vectors are numbered so that the stages after turn_tiles are those of distance 1, 2, 4, .. */
+INLINE int place(int n, int turned) {
+    int high = n % TILES, low = n / TILES % W, last = n / (TILES * W);
+    return (turned ? high + last * SIDE : high * SIDE + last) * W + low * SIDE;
 }
 
-/* Transpose a strip into STRIP rows of `to` and do their stages 1, 2, .., STRIP/2. */
-INLINE void turn(const float *strip, float *to, Ahead *ahead) {
-    for (int row = 0; row < SIDE; row += W) {
-        Floats x[STRIP];
-        ask(ahead, STRIP * W / 64);
-        UNROLL for (int v = 0; v < PER_STRIP; v++) {
-            UNROLL for (int i = 0; i < W; i++) x[v * W + i] = load(strip + (row + i) * STRIP + v * W);
-            transpose(x + v * W);
+/* Stages distance, .., distance·radix/2. */
+INLINE void mix(float *x, int distance, int radix, int turned) {
+    for (int group = 0; group < VECTORS; group += distance * radix)
+        for (int n = group; n < group + distance; n++) {
+            Floats y[16];
+            float *at = x + place(n, turned);
+            UNROLL for (int k = 0; k < radix; k++) y[k] = load(at + place(k * distance, turned));
+            hadamard_of_vectors(y, radix);
+            UNROLL for (int k = 0; k < radix; k++) store(at + place(k * distance, turned), y[k]);
         }
-        hadamard_of_vectors(x, STRIP);
-        UNROLL for (int i = 0; i < STRIP; i++) store(to + i * SIDE + row, x[i]);
-    }
 }
 
-/* Stages STRIP, .., 32 of a block. */
-INLINE void finish_columns(float *x) {
-    enum { ROWS = SIDE / STRIP };
-    for (int at = 0; at < STRIP * SIDE; at += W) {
-        Floats y[ROWS];
-        UNROLL for (int i = 0; i < ROWS; i++) y[i] = load(x + at + i * STRIP * SIDE);
-        hadamard_of_vectors(y, ROWS);
-        UNROLL for (int i = 0; i < ROWS; i++) store(x + at + i * STRIP * SIDE, y[i]);
+/* to = H'·(signs · factor · from), H' = C·T·C. `from` may be `to`. Asks for 128 lines. */
+INLINE void square(const float *from, float *to, const uint32_t *lanes, float factor, int turned, Ahead *ahead) {
+    turn_tiles(from, to, lanes, factor, turned, ahead);
+    if (W == 16) {
+        mix(to, 1, 16, turned), mix(to, 16, 16, turned);
+    } else if (W == 8) {
+        mix(to, 1, 8, turned), mix(to, 8, 8, turned), mix(to, 64, 8, turned);
+    } else {
+        mix(to, 1, 16, turned), mix(to, 16, 8, turned), mix(to, 128, 8, turned);
     }
-}
-
-/* to = H'·(signs · factor · from), H' = C·T·C. Asks for 128 lines. */
-INLINE void square(const float *from, float *to, const uint32_t *lanes, float factor, Ahead *ahead) {
-    float strip[SIDE * STRIP] __attribute__((aligned(LINE)));
-    for (int column = 0; column < SIDE; column += STRIP) {
-        first_stages(from + column, strip, lanes ? lanes + column : NULL, factor, ahead);
-        last_stages(strip);
-        turn(strip, to + column * SIDE, ahead);
-    }
-    finish_columns(to);
 }

@@ -3,7 +3,6 @@
 #include <immintrin.h>
 
 #define W 16
-#define STRIP 16
 #if defined(__clang__)
 #define ISA __attribute__((target("avx512f,avx512bw,avx512dq,avx512vl")))
 #else
@@ -22,6 +21,11 @@ INLINE Ints count_above(Ints count, Floats a, Floats b) {
 /* All four bits' thresholds lie in the first 16 cells, and one permutation looks up 16 entries. */
 #define FEW_CELLS 1
 INLINE Ints cells(Floats place) { return (Ints)_mm512_cvttps_epi32(_mm512_min_ps((__m512)place, _mm512_set1_ps(15))); }
+
+/* a - b, on another unit than additions where the two have their own. */
+INLINE Floats difference(Floats a, Floats b) {
+    return (Floats)_mm512_fmsub_ps((__m512)a, _mm512_set1_ps(1), (__m512)b);
+}
 
 INLINE Ints larger(Ints a, Ints b) { return (Ints)_mm512_max_epi32((__m512i)a, (__m512i)b); }
 
@@ -86,13 +90,19 @@ typedef struct {
     __m512d low, high;
 } Sums;
 
-/* Products of two float32 are exact in double, so fusing them with the addition changes nothing. */
+/* Products of two float32 are exact in double. They are not fused with the additions, which wait for each other and
+ * often take less time than a fused one. */
 INLINE void add_products(Sums *sums, const float *y, const float *q) {
     __m512d a = _mm512_cvtps_pd(_mm256_loadu_ps(y)), b = _mm512_cvtps_pd(_mm256_loadu_ps(y + 8));
     __m512d c = q == y ? a : _mm512_cvtps_pd(_mm256_loadu_ps(q));
     __m512d d = q == y ? b : _mm512_cvtps_pd(_mm256_loadu_ps(q + 8));
-    sums->low = _mm512_fmadd_pd(a, c, sums->low);
-    sums->high = _mm512_fmadd_pd(b, d, sums->high);
+    sums->low = _mm512_add_pd(sums->low, _mm512_mul_pd(a, c));
+    sums->high = _mm512_add_pd(sums->high, _mm512_mul_pd(b, d));
+}
+
+INLINE void store_sums(double *to, const Sums *sums) {
+    _mm512_storeu_pd(to, sums->low);
+    _mm512_storeu_pd(to + 8, sums->high);
 }
 
 /* Sixteen lanes of the range coder: codes.h. */

@@ -2,7 +2,6 @@
  * kernels.h. */
 
 #define W 4
-#define STRIP 8
 #define ISA
 #define INLINE static inline __attribute__((always_inline))
 
@@ -22,6 +21,8 @@ INLINE Ints count_above(Ints count, Floats a, Floats b) { return count - (Ints)(
 
 #define FEW_CELLS 0
 INLINE Ints cells(Floats place) { return (Ints)place; }
+
+INLINE Floats difference(Floats a, Floats b) { return a - b; }
 
 INLINE Ints larger(Ints a, Ints b) { return (a & (a > b)) | (b & ~(a > b)); }
 
@@ -66,3 +67,5 @@ typedef struct {
 INLINE void add_products(Sums *sums, const float *y, const float *q) {
     for (int l = 0; l < LANES; l++) sums->lane[l] += (double)y[l] * (double)q[l];
 }
+
+INLINE void store_sums(double *to, const Sums *sums) { memcpy(to, sums, sizeof *sums); }
