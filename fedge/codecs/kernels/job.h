@@ -213,7 +213,7 @@ static inline Py_ssize_t run_bytes(Run run) {
     return packed_bytes(run.high, run.width + 1) + packed_bytes(run.low, run.width);
 }
 
-/* All centroids of the widths of `run` times `factor`, indexed by code. */
+/* All centroids of the widths of `run` times `factor`, indexed by code, over and over up to 16 entries. */
 static inline void make_levels(Job *job, Run run, float factor) {
     Part parts[2];
     int count = parts_of(run, parts);
@@ -222,6 +222,7 @@ static inline void make_levels(Job *job, Run run, float factor) {
         const float *c = centroids_of(job->tables, width);
         float *levels = job->levels[width - run.width];
         for (int j = 0; j < half; j++) levels[half + j] = c[j] * factor, levels[half - 1 - j] = -c[j] * factor;
+        for (int j = 2 * half; j < 16; j++) levels[j] = levels[j - 2 * half];
     }
 }
 

@@ -47,16 +47,10 @@ INLINE Floats negate(Floats x, Ints signs) { return (Floats)((Ints)x ^ (signs & 
 /* What is going to be read or written soon, asked for one line at a time. */
 typedef struct {
     uintptr_t next;
-    int writes;
 } Ahead;
 
 INLINE void ask(Ahead *ahead, int lines) {
-    UNROLL for (int k = 0; k < lines; k++) {
-        if (ahead->writes)
-            __builtin_prefetch((const void *)(ahead->next + (uintptr_t)(k * LINE)), 1, 3);
-        else
-            __builtin_prefetch((const void *)(ahead->next + (uintptr_t)(k * LINE)), 0, 2);
-    }
+    UNROLL for (int k = 0; k < lines; k++) __builtin_prefetch((const void *)(ahead->next + (uintptr_t)(k * LINE)));
     ahead->next += (uintptr_t)(lines * LINE);
 }
 
@@ -107,12 +101,8 @@ INLINE double encode_block(const Job *job, const float *x, int n, Run run, uint6
     float factor = float_of((uint32_t)(127 + shift) << 23);
     double length = 1, energy;
     if (n == BLOCK) {
-        uint32_t lanes[2][2 * WORDS_PER_SET] __attribute__((aligned(LINE)));
-        Ahead ahead = {(uintptr_t)next, 0};
-        make_lanes(lanes[0], job->base, SETS_PER_BLOCK * block);
-        make_lanes(lanes[1], job->base, SETS_PER_BLOCK * block + 1);
-        square(x, a, lanes[0], factor, 0, &ahead);
-        square(a, a, lanes[1], 1.0f, 1, &ahead);
+        Ahead ahead = {(uintptr_t)next};
+        rotate(x, a, factor, job->base, block, &ahead);
         length = BLOCK;
         energy = next ? energy_and_peak(a, next, peak) : energy_of(a, BLOCK);
     } else {
@@ -230,15 +220,14 @@ INLINE void deliver_block(const float *x, uint32_t *lanes, float scale, void *ou
         }
 }
 
-/* Decode a full block whose dequantized coordinates are in `a` to number `first` of `out`. */
-INLINE void decode_full(const Job *job, float *a, float s, uint64_t block, void *out, Target target) {
-    uint32_t lanes[2][2 * WORDS_PER_SET] __attribute__((aligned(LINE)));
-    Ahead ahead = {(uintptr_t)out, 1};
-    make_lanes(lanes[0], job->base, SETS_PER_BLOCK * block);
-    make_lanes(lanes[1], job->base, SETS_PER_BLOCK * block + 1);
-    square(a, a, NULL, 1.0f, 0, &ahead);
-    square(a, a, lanes[1], 1.0f, 1, &ahead);
-    deliver_block(a, lanes[0], s, out, target, job->weight);
+/* Decode a full block to `out` by way of a: from its codes if there are any, else from dequantized coordinates in a. */
+INLINE void decode_full(const Job *job, const uint8_t *codes, float *a, float s, uint64_t block, void *out,
+                        Target target) {
+    uint32_t lanes[2 * WORDS_PER_SET] __attribute__((aligned(LINE)));
+    Ahead ahead = {(uintptr_t)out};
+    unrotate(codes, job->full_run.width, job->levels[0], a, job->base, block, &ahead);
+    make_lanes(lanes, job->base, SETS_PER_BLOCK * block);
+    deliver_block(a, lanes, s, out, target, job->weight);
 }
 
 /* Decode what decode_full does not: tails, zeros, and scales so large that coordinates may have to be clipped. */
@@ -246,7 +235,7 @@ ISA static void decode_other(const Job *job, float *a, float *b, float s, int n,
     if (s == 0)
         memset(a, 0, sizeof(float) * (size_t)n);
     else if (n == BLOCK) {
-        decode_full(job, a, 1.0f, block, a, INTO_FLOATS);
+        decode_full(job, NULL, a, 1.0f, block, a, INTO_FLOATS);
     } else {
         unrotate_tail(a, b, n, job->base, SETS_PER_BLOCK * block);
     }
@@ -262,7 +251,9 @@ INLINE void decode_block(const Job *job, const uint8_t *from, int n, Run run, ui
     double scale = scale_of(job, block);
     Part parts[2];
     int count = parts_of(run, parts), sent = run.high + run.low;
-    for (int p = 0; p < count; p++) {
+    int direct = W > 4 && run.low == BLOCK && (run.width & (run.width - 1)) == 0 && run.width <= 4 && !job->received &&
+                 scale > 0 && scale <= 0x1p100;
+    for (int p = 0; p < count && !direct; p++) {
         Part part = parts[p];
         unpack(from, part.count, part.width, codes);
         dequantize(codes, job->levels[part.width - run.width], part.count, part.width, a + part.start);
@@ -271,14 +262,15 @@ INLINE void decode_block(const Job *job, const uint8_t *from, int n, Run run, ui
     if (sent < BLOCK) memset(a + sent, 0, sizeof(float) * (size_t)(BLOCK - sent));
     if (job->received) scale *= drop_lost(job, a, run, job->received + block * BLOCK);
     float s = (float)(scale < FLT_MAX ? scale : FLT_MAX), *floats = (float *)job->out + block * BLOCK;
+    const uint8_t *source = direct ? from : NULL;
     if (n != BLOCK || s == 0 || s > 0x1p100f)
         decode_other(job, a, b, s, n, block);
     else if (job->target == INTO_FLOATS)
-        decode_full(job, a, s, block, floats, INTO_FLOATS);
+        decode_full(job, source, a, s, block, floats, INTO_FLOATS);
     else if (job->target == ONTO_FLOATS)
-        decode_full(job, a, s, block, floats, ONTO_FLOATS);
+        decode_full(job, source, a, s, block, floats, ONTO_FLOATS);
     else
-        decode_full(job, a, s, block, (double *)job->out + block * BLOCK, ONTO_DOUBLES);
+        decode_full(job, source, a, s, block, (double *)job->out + block * BLOCK, ONTO_DOUBLES);
 }
 
 ISA static void decode(Job *job) {

@@ -36,24 +36,54 @@ INLINE void make_lanes(uint32_t *lanes, uint64_t base, uint64_t set) {
     }
 }
 
+/* Where turn_tiles takes a block from: floats, or codes of `bits` = 1, 2 or 4 bits in one plane (pack.h). `levels` has 16
+ * entries, which repeat every 2^bits. */
+typedef struct {
+    const float *floats;
+    const uint8_t *codes;
+    int bits, shift;
+    Table levels;
+} Source;
+
+/* The source from a tile's first row and column on; the row is a multiple of W. */
+INLINE Source tile_of(Source source, int row, int column) {
+    int rows = 8 * source.bits; /* in one field of the bytes */
+    if (!source.bits) {
+        source.floats += row * SIDE + column;
+    } else {
+        source.codes += row % rows * SIDE + column;
+        source.shift = row / rows * source.bits;
+    }
+    return source;
+}
+
+/* W numbers of row i of a tile. */
+INLINE Floats fetch(const Source *tile, int i) {
+    if (!tile->bits) return load(tile->floats + i * SIDE);
+    int rows = 8 * tile->bits, shift = tile->shift + i / rows * tile->bits;
+    Ints codes = load_codes(tile->codes + i % rows * SIDE) >> shift;
+    return tile->bits < 4 ? look_up_8(tile->levels, codes) : look_up(tile->levels, codes);
+}
+
 /* Multiply by `factor`, negate by the signs in `lanes` if there are any, stages 1, .., W/2, transpose each tile. Bit j
  * of a lane belongs to rows 2j and 2j + 1; going down from the last row, the next bit is always the highest. */
-INLINE void turn_tiles(const float *from, float *to, const uint32_t *lanes, float factor, int turned, Ahead *ahead) {
-    int down = turned ? W : W * SIDE, right = turned ? W * SIDE : W;
+INLINE void turn_tiles(Source from, float *to, const uint32_t *lanes, float factor, int turned, Ahead *ahead) {
     for (int column = 0; column < TILES; column++) {
         Ints even = {0}, odd = {0};
         if (lanes) even = load_ints(lanes + column * W), odd = load_ints(lanes + SIDE + column * W);
         for (int row = TILES - 1; row >= 0; row--) {
-            int at = row * down + column * right;
+            int down = W * (turned ? column : row), right = W * (turned ? row : column);
+            Source tile = tile_of(from, down, right);
+            float *turned_tile = to + down * SIDE + right;
             Floats x[W];
             ask(ahead, W * W / 32);
             UNROLL for (int i = 0; i < W; i++) {
-                x[i] = load(from + at + i * SIDE) * factor;
+                x[i] = fetch(&tile, i) * factor;
                 if (lanes) x[i] = negate(x[i], (i & 1 ? odd : even) << (W / 2 - 1 - i / 2));
             }
             hadamard_of_vectors(x, W);
             transpose(x);
-            UNROLL for (int i = 0; i < W; i++) store(to + at + i * SIDE, x[i]);
+            UNROLL for (int i = 0; i < W; i++) store(turned_tile + i * SIDE, x[i]);
             even <<= W / 2, odd <<= W / 2;
         }
     }
@@ -77,9 +107,8 @@ INLINE void mix(float *x, int distance, int radix, int turned) {
         }
 }
 
-/* to = H'·(signs · factor · from), H' = C·T·C. `from` may be `to`. Asks for 128 lines. */
-INLINE void square(const float *from, float *to, const uint32_t *lanes, float factor, int turned, Ahead *ahead) {
-    turn_tiles(from, to, lanes, factor, turned, ahead);
+/* All stages that turn_tiles leaves. */
+INLINE void mix_all(float *to, int turned) {
     if (W == 16) {
         mix(to, 1, 16, turned), mix(to, 16, 16, turned);
     } else if (W == 8) {
@@ -87,4 +116,39 @@ INLINE void square(const float *from, float *to, const uint32_t *lanes, float fa
     } else {
         mix(to, 1, 16, turned), mix(to, 16, 8, turned), mix(to, 128, 8, turned);
     }
+}
+
+INLINE Source floats(const float *from) { return (Source){.floats = from}; }
+
+INLINE Source packed(const uint8_t *codes, int bits, const float *levels) {
+    return (Source){.codes = codes, .bits = bits, .levels = load_table(levels)};
+}
+
+/* Both rotations of rotation.py: y = rotate(factor·x). Asks for 256 lines. */
+INLINE void rotate(const float *x, float *y, float factor, uint64_t base, uint64_t block, Ahead *ahead) {
+    uint32_t lanes[2 * WORDS_PER_SET] __attribute__((aligned(LINE)));
+    make_lanes(lanes, base, SETS_PER_BLOCK * block);
+    turn_tiles(floats(x), y, lanes, factor, 0, ahead);
+    mix_all(y, 0);
+    make_lanes(lanes, base, SETS_PER_BLOCK * block + 1);
+    turn_tiles(floats(y), y, lanes, 1.0f, 1, ahead);
+    mix_all(y, 1);
+}
+
+/* rotation.py's unrotate but for the last signs, from codes (see Source) or, without, from x itself. Asks for 256 lines. */
+INLINE void unrotate(const uint8_t *codes, int width, const float *levels, float *x, uint64_t base, uint64_t block,
+                     Ahead *ahead) {
+    uint32_t lanes[2 * WORDS_PER_SET] __attribute__((aligned(LINE)));
+    if (!codes)
+        turn_tiles(floats(x), x, NULL, 1.0f, 0, ahead);
+    else if (width == 1)
+        turn_tiles(packed(codes, 1, levels), x, NULL, 1.0f, 0, ahead);
+    else if (width == 2)
+        turn_tiles(packed(codes, 2, levels), x, NULL, 1.0f, 0, ahead);
+    else
+        turn_tiles(packed(codes, 4, levels), x, NULL, 1.0f, 0, ahead);
+    mix_all(x, 0);
+    make_lanes(lanes, base, SETS_PER_BLOCK * block + 1);
+    turn_tiles(floats(x), x, lanes, 1.0f, 1, ahead);
+    mix_all(x, 1);
 }
