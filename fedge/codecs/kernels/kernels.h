@@ -54,6 +54,9 @@ INLINE void ask(Ahead *ahead, int lines) {
     ahead->next += (uintptr_t)(lines * LINE);
 }
 
+/* A part of the work on a block that is compiled by itself, so that it has all registers to itself. */
+#define PHASE static ISA __attribute__((noinline))
+
 #include "rotation.h"
 #include "tail.h"
 #include "quantize.h"
@@ -70,6 +73,11 @@ INLINE double send(const Job *job, float *y, float inverse_sigma, Run run, uint8
     Sums sums = {0};
     Part parts[2];
     int count = parts_of(run, parts), sent = run.high + run.low, done = 0, held = 0; /* entries multiplied, waiting */
+    if (run.low == BLOCK && run.width <= 4) {
+        double product = quantize_block(job, y, inverse_sigma, run.width, codes);
+        pack(codes, BLOCK, run.width, to);
+        return product;
+    }
     for (int p = 0; p < count; p++) {
         Part part = parts[p];
         for (int at = 0; at < part.count; at += STEP) {
@@ -251,7 +259,7 @@ INLINE void decode_block(const Job *job, const uint8_t *from, int n, Run run, ui
     double scale = scale_of(job, block);
     Part parts[2];
     int count = parts_of(run, parts), sent = run.high + run.low;
-    int direct = W > 4 && run.low == BLOCK && (run.width & (run.width - 1)) == 0 && run.width <= 4 && !job->received &&
+    int direct = LOOKS_UP && run.low == BLOCK && (run.width & (run.width - 1)) == 0 && run.width <= 4 && !job->received &&
                  scale > 0 && scale <= 0x1p100;
     for (int p = 0; p < count && !direct; p++) {
         Part part = parts[p];

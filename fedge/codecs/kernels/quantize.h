@@ -1,30 +1,53 @@
 /* Levels and sums of a rotated vector: see lloyd.py and twin.py. */
 
-/* Quantize z = y·inverse_sigma to `width` <= 4 bits; q becomes the centroids. Works on whole vectors: up to W - 1
- * entries behind the n-th are read from y and overwritten in codes and q. */
-INLINE void quantize_narrow(const float *y, float inverse_sigma, int n, int width, const float *tables,
-                            const Grid *grid, const float *levels, uint8_t *codes, float *q) {
+/* What quantizing W numbers to up to 4 bits takes. */
+typedef struct {
+    Table by_code, positive, inside;
+    Floats threshold[7];
+} Quantizer;
+
+INLINE Quantizer quantizer_of(const float *tables, const float *levels, int width) {
     const float *t = thresholds_of(tables, width);
     int half = 1 << (width - 1);
-    Table by_code = load_table(levels), positive = load_table(levels + (half & 8)); /* index modulo 8 */
-    Table below = load_table((const float *)grid->below), inside = load_table(grid->inside);
-    Floats threshold[7] = {{0}};
+    float inside[16];
+    for (int j = 0; j < 16; j++) inside[j] = j >= 8 && j < 15 ? t[j - 8] : INFINITY;
+    Quantizer quantizer = {.by_code = load_table(levels), .positive = load_table(levels + (half & 8))};
+    if (LOOKS_UP && width == 4) quantizer.inside = load_table(inside);
     UNROLL for (int j = 0; j < 7; j++)
-        if (j < half - 1) threshold[j] = all(t[j]);
+        if (j < half - 1) quantizer.threshold[j] = all(t[j]);
+    return quantizer;
+}
+
+/* The codes of W numbers z, and their centroids. */
+INLINE Ints quantize_vector(const Quantizer *quantizer, Floats z, int width, Floats *q) {
+    int half = 1 << (width - 1);
+    Ints code = (Ints){0} + half, sign = (Ints)z >> 31;
+    if (LOOKS_UP && width == 4) {
+        /* Magnitudes fall into eight cells, numbered 8 to 15, of which each but the last holds one threshold. A cell is
+         * the highest bits of a float that grows with the magnitude. */
+        Floats magnitude = magnitude_below(z, 3.0f);
+        Ints cell = (Ints)multiply_add(magnitude, 7.0f / 16, 0.5f) >> 21;
+        code = count_above(cell, magnitude, look_up_high(quantizer->inside, cell));
+    } else {
+        Floats magnitude = (Floats)((Ints)z & INT32_MAX);
+        UNROLL for (int j = 0; j < 7; j++)
+            if (j < half - 1) code = count_above(code, magnitude, quantizer->threshold[j]);
+    }
+    if (!ONE_TABLE) *q = negate(look_up_8(quantizer->positive, code), (Ints)z);
+    code = (code ^ sign) & (2 * half - 1);
+    if (ONE_TABLE) *q = look_up(quantizer->by_code, code);
+    return code;
+}
+
+/* Quantize y·inverse_sigma to `width` <= 4 bits; q becomes the centroids. Works on whole vectors: up to W - 1 entries
+ * behind the n-th are read from y and overwritten in codes and q. */
+INLINE void quantize_narrow(const float *y, float inverse_sigma, int n, int width, const float *tables,
+                            const float *levels, uint8_t *codes, float *q) {
+    Quantizer quantizer = quantizer_of(tables, levels, width);
     for (int i = 0; i < n; i += W) {
-        Floats z = load(y + i) * inverse_sigma, magnitude = (Floats)((Ints)z & INT32_MAX);
-        Ints code = (Ints){0} + half;
-        if (FEW_CELLS && width == 4) {
-            Ints cell = cells(magnitude * grid->per_unit);
-            code = count_above((Ints)look_up(below, cell) | half, magnitude, look_up(inside, cell));
-        } else {
-            UNROLL for (int j = 0; j < 7; j++)
-                if (j < half - 1) code = count_above(code, magnitude, threshold[j]);
-        }
-        if (!FEW_CELLS) store(q + i, negate(look_up_8(positive, code), (Ints)z));
-        code ^= ((Ints)z >> 31) & (2 * half - 1);
-        if (FEW_CELLS) store(q + i, look_up(by_code, code));
-        store_codes(codes + i, code);
+        Floats centroids;
+        store_codes(codes + i, quantize_vector(&quantizer, load(y + i) * inverse_sigma, width, &centroids));
+        store(q + i, centroids);
     }
 }
 
@@ -52,10 +75,10 @@ INLINE void quantize(const Job *job, const float *y, float inverse_sigma, int n,
     const float *tables = job->tables, *levels = job->levels[wide];
     const Grid *grid = &job->grids[wide];
     switch (width) {
-        case 1: quantize_narrow(y, inverse_sigma, n, 1, tables, grid, levels, codes, q); break;
-        case 2: quantize_narrow(y, inverse_sigma, n, 2, tables, grid, levels, codes, q); break;
-        case 3: quantize_narrow(y, inverse_sigma, n, 3, tables, grid, levels, codes, q); break;
-        case 4: quantize_narrow(y, inverse_sigma, n, 4, tables, grid, levels, codes, q); break;
+        case 1: quantize_narrow(y, inverse_sigma, n, 1, tables, levels, codes, q); break;
+        case 2: quantize_narrow(y, inverse_sigma, n, 2, tables, levels, codes, q); break;
+        case 3: quantize_narrow(y, inverse_sigma, n, 3, tables, levels, codes, q); break;
+        case 4: quantize_narrow(y, inverse_sigma, n, 4, tables, levels, codes, q); break;
         default: quantize_wide(y, inverse_sigma, n, 1 << (width - 1), grid, levels, codes, q);
     }
 }
@@ -97,7 +120,7 @@ INLINE uint32_t peak_of(const float *x, int n) {
 }
 
 /* energy_of a block and peak_of the block behind `next`: each alone would wait, one for additions, one for memory. */
-INLINE double energy_and_peak(const float *y, const float *next, uint32_t *peak) {
+PHASE double energy_and_peak(const float *y, const float *next, uint32_t *peak) {
     Sums sums = {0};
     Ints largest = {0};
     for (int i = 0; i < BLOCK; i += LANES) {
@@ -107,4 +130,35 @@ INLINE double energy_and_peak(const float *y, const float *next, uint32_t *peak)
     *peak = 0;
     for (int l = 0; l < W; l++) *peak = (uint32_t)largest[l] > *peak ? (uint32_t)largest[l] : *peak;
     return total_of(&sums);
+}
+
+INLINE double quantize_block_to(int width, const float *y, float inverse_sigma, const float *tables,
+                                const float *levels, uint8_t *codes) {
+    enum { STEP = 256 };
+    float q[STEP] __attribute__((aligned(LINE)));
+    Quantizer quantizer = quantizer_of(tables, levels, width);
+    Sums sums = {0};
+    for (int at = 0; at < BLOCK; at += STEP) {
+        for (int i = 0; i < STEP; i += 4 * W) {
+            Ints code[4];
+            UNROLL for (int v = 0; v < 4; v++) {
+                Floats z = load(y + at + i + v * W), centroids;
+                if (width > 1) z *= inverse_sigma; /* which is not negative */
+                code[v] = quantize_vector(&quantizer, z, width, &centroids);
+                store(q + i + v * W, centroids);
+            }
+            store_codes_4(codes + at + i, code);
+        }
+        for (int k = 0; k < STEP; k += LANES) add_products(&sums, y + at + k, q + k);
+    }
+    return total_of(&sums);
+}
+
+/* Quantize a whole block to `width` <= 4 bits; return <y, q>. */
+PHASE double quantize_block(const Job *job, const float *y, float inverse_sigma, int width, uint8_t *codes) {
+    const float *tables = job->tables, *levels = job->levels[0];
+    if (width == 1) return quantize_block_to(1, y, inverse_sigma, tables, levels, codes);
+    if (width == 2) return quantize_block_to(2, y, inverse_sigma, tables, levels, codes);
+    if (width == 3) return quantize_block_to(3, y, inverse_sigma, tables, levels, codes);
+    return quantize_block_to(4, y, inverse_sigma, tables, levels, codes);
 }

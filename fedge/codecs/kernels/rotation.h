@@ -125,7 +125,7 @@ INLINE Source packed(const uint8_t *codes, int bits, const float *levels) {
 }
 
 /* Both rotations of rotation.py: y = rotate(factor·x). Asks for 256 lines. */
-INLINE void rotate(const float *x, float *y, float factor, uint64_t base, uint64_t block, Ahead *ahead) {
+PHASE void rotate(const float *x, float *y, float factor, uint64_t base, uint64_t block, Ahead *ahead) {
     uint32_t lanes[2 * WORDS_PER_SET] __attribute__((aligned(LINE)));
     make_lanes(lanes, base, SETS_PER_BLOCK * block);
     turn_tiles(floats(x), y, lanes, factor, 0, ahead);
@@ -136,7 +136,7 @@ INLINE void rotate(const float *x, float *y, float factor, uint64_t base, uint64
 }
 
 /* rotation.py's unrotate but for the last signs, from codes (see Source) or, without, from x itself. Asks for 256 lines. */
-INLINE void unrotate(const uint8_t *codes, int width, const float *levels, float *x, uint64_t base, uint64_t block,
+PHASE void unrotate(const uint8_t *codes, int width, const float *levels, float *x, uint64_t base, uint64_t block,
                      Ahead *ahead) {
     uint32_t lanes[2 * WORDS_PER_SET] __attribute__((aligned(LINE)));
     if (!codes)

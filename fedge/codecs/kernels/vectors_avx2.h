@@ -11,8 +11,17 @@ typedef int32_t Ints __attribute__((vector_size(32)));
 
 INLINE Ints count_above(Ints count, Floats a, Floats b) { return count - (Ints)(a > b); }
 
-#define FEW_CELLS 0
-INLINE Ints cells(Floats place) { return (Ints)place; }
+/* The smaller of |x| and `limit`. */
+INLINE Floats magnitude_below(Floats x, float limit) {
+    return (Floats)_mm256_min_ps((__m256)((Ints)x & INT32_MAX), _mm256_set1_ps(limit));
+}
+
+INLINE Floats multiply_add(Floats x, float factor, float term) {
+    return (Floats)_mm256_fmadd_ps((__m256)x, _mm256_set1_ps(factor), _mm256_set1_ps(term));
+}
+
+#define LOOKS_UP 1
+#define ONE_TABLE 0
 
 /* a - b, on another unit than additions where the two have their own. */
 INLINE Floats difference(Floats a, Floats b) {
@@ -56,6 +65,10 @@ INLINE Floats look_up_8(Table table, Ints index) {
     return (Floats)_mm256_permutevar8x32_ps(table.low, (__m256i)index);
 }
 
+INLINE Floats look_up_high(Table table, Ints index) {
+    return (Floats)_mm256_permutevar8x32_ps(table.high, (__m256i)index);
+}
+
 INLINE Ints load_codes(const uint8_t *from) {
     return (Ints)_mm256_cvtepu8_epi32(_mm_loadl_epi64((const __m128i *)from));
 }
@@ -64,6 +77,13 @@ INLINE void store_codes(uint8_t *to, Ints codes) {
     __m128i low = _mm256_castsi256_si128((__m256i)codes), high = _mm256_extracti128_si256((__m256i)codes, 1);
     __m128i words = _mm_packus_epi32(low, high);
     _mm_storel_epi64((__m128i *)to, _mm_packus_epi16(words, words));
+}
+
+INLINE void store_codes_4(uint8_t *to, const Ints *codes) {
+    __m256i a = _mm256_packus_epi32((__m256i)codes[0], (__m256i)codes[1]);
+    __m256i b = _mm256_packus_epi32((__m256i)codes[2], (__m256i)codes[3]);
+    __m256i order = _mm256_setr_epi32(0, 4, 1, 5, 2, 6, 3, 7);
+    _mm256_storeu_si256((__m256i *)to, _mm256_permutevar8x32_epi32(_mm256_packus_epi16(a, b), order));
 }
 
 INLINE __m256d upper_half(__m256 x) { return _mm256_cvtps_pd(_mm256_extractf128_ps(x, 1)); }

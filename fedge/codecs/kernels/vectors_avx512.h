@@ -18,9 +18,17 @@ INLINE Ints count_above(Ints count, Floats a, Floats b) {
     return (Ints)_mm512_mask_add_epi32((__m512i)count, above, (__m512i)count, _mm512_set1_epi32(1));
 }
 
-/* All four bits' thresholds lie in the first 16 cells, and one permutation looks up 16 entries. */
-#define FEW_CELLS 1
-INLINE Ints cells(Floats place) { return (Ints)_mm512_cvttps_epi32(_mm512_min_ps((__m512)place, _mm512_set1_ps(15))); }
+/* The smaller of |x| and `limit`. */
+INLINE Floats magnitude_below(Floats x, float limit) {
+    return (Floats)_mm512_range_ps((__m512)x, _mm512_set1_ps(limit), 0x0a);
+}
+
+INLINE Floats multiply_add(Floats x, float factor, float term) {
+    return (Floats)_mm512_fmadd_ps((__m512)x, _mm512_set1_ps(factor), _mm512_set1_ps(term));
+}
+
+#define LOOKS_UP 1
+#define ONE_TABLE 1
 
 /* a - b, on another unit than additions where the two have their own. */
 INLINE Floats difference(Floats a, Floats b) {
@@ -60,12 +68,21 @@ INLINE Floats look_up(Table table, Ints index) { return (Floats)_mm512_permutexv
 
 INLINE Floats look_up_8(Table table, Ints index) { return look_up(table, index & 7); }
 
+INLINE Floats look_up_high(Table table, Ints index) { return look_up(table, index); }
+
 INLINE Ints load_codes(const uint8_t *from) {
     return (Ints)_mm512_cvtepu8_epi32(_mm_loadu_si128((const __m128i *)from));
 }
 
 INLINE void store_codes(uint8_t *to, Ints codes) {
     _mm_storeu_si128((__m128i *)to, _mm512_cvtepi32_epi8((__m512i)codes));
+}
+
+INLINE void store_codes_4(uint8_t *to, const Ints *codes) {
+    __m512i a = _mm512_packus_epi32((__m512i)codes[0], (__m512i)codes[1]);
+    __m512i b = _mm512_packus_epi32((__m512i)codes[2], (__m512i)codes[3]);
+    __m512i order = _mm512_setr_epi32(0, 4, 8, 12, 1, 5, 9, 13, 2, 6, 10, 14, 3, 7, 11, 15);
+    _mm512_storeu_si512(to, _mm512_permutexvar_epi32(order, _mm512_packus_epi16(a, b)));
 }
 
 INLINE __m512d upper_half(__m512 x) { return _mm512_cvtps_pd(_mm512_extractf32x8_ps(x, 1)); }

@@ -19,8 +19,12 @@ typedef int32_t Ints __attribute__((vector_size(16)));
 
 INLINE Ints count_above(Ints count, Floats a, Floats b) { return count - (Ints)(a > b); }
 
-#define FEW_CELLS 0
-INLINE Ints cells(Floats place) { return (Ints)place; }
+INLINE Floats magnitude_below(Floats x, float limit) { return x + 0 * limit; }
+
+INLINE Floats multiply_add(Floats x, float factor, float term) { return x * factor + term; }
+
+#define LOOKS_UP 0
+#define ONE_TABLE 0
 
 INLINE Floats difference(Floats a, Floats b) { return a - b; }
 
@@ -46,10 +50,16 @@ INLINE Floats look_up(Table table, Ints index) {
 
 INLINE Floats look_up_8(Table table, Ints index) { return look_up(table, index & 7); }
 
+INLINE Floats look_up_high(Table table, Ints index) { return look_up(table, index); }
+
 INLINE Ints load_codes(const uint8_t *from) { return (Ints){from[0], from[1], from[2], from[3]}; }
 
 INLINE void store_codes(uint8_t *to, Ints codes) {
     for (int l = 0; l < W; l++) to[l] = (uint8_t)codes[l];
+}
+
+INLINE void store_codes_4(uint8_t *to, const Ints *codes) {
+    for (int v = 0; v < 4; v++) store_codes(to + v * W, codes[v]);
 }
 
 INLINE void add_to_floats(float *sum, Floats x, double weight) {
