@@ -22,6 +22,7 @@
  */
 
 typedef uint64_t Words __attribute__((vector_size(4 * W)));
+typedef uint32_t Unsigned __attribute__((vector_size(4 * W)));
 
 enum { PER_ROW = SIDE / W, LINE = 64 };
 
@@ -73,7 +74,7 @@ INLINE double send(const Job *job, float *y, float inverse_sigma, Run run, uint8
     Sums sums = {0};
     Part parts[2];
     int count = parts_of(run, parts), sent = run.high + run.low, done = 0, held = 0; /* entries multiplied, waiting */
-    if (run.low == BLOCK && run.width <= 4) {
+    if (run.low == BLOCK && run.width > 1 && run.width <= 4) {
         double product = quantize_block(job, y, inverse_sigma, run.width, codes);
         pack(codes, BLOCK, run.width, to);
         return product;
@@ -104,22 +105,27 @@ INLINE double encode_block(const Job *job, const float *x, int n, Run run, uint6
                            const float *next, uint32_t *peak) {
     float a[BLOCK + LANES] __attribute__((aligned(LINE))), b[BLOCK + LANES] __attribute__((aligned(LINE)));
     if (*peak >= 0x7f800000u) return -1;
+    int one_bit = run.low == BLOCK && run.width == 1; /* the signs of y */
     int shift = 127 - (int)(*peak >> 23), sent = run.high + run.low;
     shift = shift > 126 ? 126 : shift < -126 ? -126 : shift;
     float factor = float_of((uint32_t)(127 + shift) << 23);
-    double length = 1, energy;
+    double length = 1, energy, product = 0;
     if (n == BLOCK) {
         Ahead ahead = {(uintptr_t)next};
         rotate(x, a, factor, job->base, block, &ahead);
         length = BLOCK;
-        energy = next ? energy_and_peak(a, next, peak) : energy_of(a, BLOCK);
+        Measures found = measure(one_bit, a, job->levels[0][1], next ? next : a);
+        energy = found.energy, product = found.product, *peak = found.peak;
     } else {
         for (int i = 0; i < n; i++) a[i] = x[i] * factor;
         rotate_tail(a, b, n, job->base, SETS_PER_BLOCK * block);
         memset(a + n, 0, sizeof(float) * LANES);
         energy = energy_of(a, n);
     }
-    double product = send(job, a, energy > 0 ? (float)(1 / sqrt(energy / n)) : 0.0f, run, to);
+    if (one_bit)
+        pack_signs(a, to);
+    else
+        product = send(job, a, energy > 0 ? (float)(1 / sqrt(energy / n)) : 0.0f, run, to);
     if (sent < n) {
         memset(a + sent, 0, sizeof(float) * LANES);
         energy = energy_of(a, sent) * ((double)n / sent);
@@ -214,7 +220,7 @@ INLINE void deliver(const Job *job, const float *x, Py_ssize_t first, int n) {
 }
 
 /* Negate, scale and hand over a whole block, from its last rows on (as in first_stages). */
-INLINE void deliver_block(const float *x, uint32_t *lanes, float scale, void *out, Target target, double weight) {
+INLINE void deliver_block_to(Target target, const float *x, uint32_t *lanes, float scale, void *out, double weight) {
     float *floats = out;
     double *doubles = out;
     for (int row = BLOCK - 2 * SIDE; row >= 0; row -= 2 * SIDE)
@@ -228,14 +234,20 @@ INLINE void deliver_block(const float *x, uint32_t *lanes, float scale, void *ou
         }
 }
 
+PHASE void deliver_block(Target target, const float *x, uint32_t *lanes, float scale, void *out, double weight) {
+    if (target == INTO_FLOATS) deliver_block_to(INTO_FLOATS, x, lanes, scale, out, weight);
+    if (target == ONTO_FLOATS) deliver_block_to(ONTO_FLOATS, x, lanes, scale, out, weight);
+    if (target == ONTO_DOUBLES) deliver_block_to(ONTO_DOUBLES, x, lanes, scale, out, weight);
+}
+
 /* Decode a full block to `out` by way of a: from its codes if there are any, else from dequantized coordinates in a. */
-INLINE void decode_full(const Job *job, const uint8_t *codes, float *a, float s, uint64_t block, void *out,
+ISA static void decode_full(const Job *job, const uint8_t *codes, float *a, float s, uint64_t block, void *out,
                         Target target) {
     uint32_t lanes[2 * WORDS_PER_SET] __attribute__((aligned(LINE)));
     Ahead ahead = {(uintptr_t)out};
     unrotate(codes, job->full_run.width, job->levels[0], a, job->base, block, &ahead);
     make_lanes(lanes, job->base, SETS_PER_BLOCK * block);
-    deliver_block(a, lanes, s, out, target, job->weight);
+    deliver_block(target, a, lanes, s, out, job->weight);
 }
 
 /* Decode what decode_full does not: tails, zeros, and scales so large that coordinates may have to be clipped. */
@@ -253,7 +265,7 @@ ISA static void decode_other(const Job *job, float *a, float *b, float s, int n,
     deliver(job, a, (Py_ssize_t)block * BLOCK, n);
 }
 
-INLINE void decode_block(const Job *job, const uint8_t *from, int n, Run run, uint64_t block) {
+ISA static void decode_block(const Job *job, const uint8_t *from, int n, Run run, uint64_t block) {
     float a[BLOCK + LANES] __attribute__((aligned(LINE))), b[BLOCK + LANES] __attribute__((aligned(LINE)));
     uint8_t codes[BLOCK + LANES] __attribute__((aligned(LINE)));
     double scale = scale_of(job, block);
@@ -261,6 +273,7 @@ INLINE void decode_block(const Job *job, const uint8_t *from, int n, Run run, ui
     int count = parts_of(run, parts), sent = run.high + run.low;
     int direct = LOOKS_UP && run.low == BLOCK && (run.width & (run.width - 1)) == 0 && run.width <= 4 && !job->received &&
                  scale > 0 && scale <= 0x1p100;
+    for (Py_ssize_t k = 0; k < run_bytes(run); k += LINE) __builtin_prefetch(from + run_bytes(run) + k);
     for (int p = 0; p < count && !direct; p++) {
         Part part = parts[p];
         unpack(from, part.count, part.width, codes);
@@ -269,16 +282,13 @@ INLINE void decode_block(const Job *job, const uint8_t *from, int n, Run run, ui
     }
     if (sent < BLOCK) memset(a + sent, 0, sizeof(float) * (size_t)(BLOCK - sent));
     if (job->received) scale *= drop_lost(job, a, run, job->received + block * BLOCK);
-    float s = (float)(scale < FLT_MAX ? scale : FLT_MAX), *floats = (float *)job->out + block * BLOCK;
+    float s = (float)(scale < FLT_MAX ? scale : FLT_MAX);
+    uint8_t *out = (uint8_t *)job->out + block * BLOCK * (job->target == ONTO_DOUBLES ? sizeof(double) : sizeof(float));
     const uint8_t *source = direct ? from : NULL;
     if (n != BLOCK || s == 0 || s > 0x1p100f)
         decode_other(job, a, b, s, n, block);
-    else if (job->target == INTO_FLOATS)
-        decode_full(job, source, a, s, block, floats, INTO_FLOATS);
-    else if (job->target == ONTO_FLOATS)
-        decode_full(job, source, a, s, block, floats, ONTO_FLOATS);
     else
-        decode_full(job, source, a, s, block, (double *)job->out + block * BLOCK, ONTO_DOUBLES);
+        decode_full(job, source, a, s, block, out, job->target);
 }
 
 ISA static void decode(Job *job) {

@@ -119,17 +119,28 @@ INLINE uint32_t peak_of(const float *x, int n) {
     return peak;
 }
 
-/* energy_of a block and peak_of the block behind `next`: each alone would wait, one for additions, one for memory. */
-PHASE double energy_and_peak(const float *y, const float *next, uint32_t *peak) {
-    Sums sums = {0};
+typedef struct {
+    double energy, product; /* of a block y: <y, y>, and <y, Q(y)> if Q(y) is ±level */
+    uint32_t peak;          /* of the block behind `next` */
+} Measures;
+
+INLINE Measures measure_with(int with_product, const float *y, float level, const float *next) {
+    Sums squares = {0}, products = {0};
     Ints largest = {0};
+    Measures found = {0};
     for (int i = 0; i < BLOCK; i += LANES) {
-        add_products(&sums, y + i, y + i);
+        add_products(&squares, y + i, y + i);
+        if (with_product) add_magnitudes(&products, y + i, level);
         UNROLL for (int l = 0; l < LANES; l += W) largest = larger(largest, (Ints)load(next + i + l) & INT32_MAX);
     }
-    *peak = 0;
-    for (int l = 0; l < W; l++) *peak = (uint32_t)largest[l] > *peak ? (uint32_t)largest[l] : *peak;
-    return total_of(&sums);
+    for (int l = 0; l < W; l++) found.peak = (uint32_t)largest[l] > found.peak ? (uint32_t)largest[l] : found.peak;
+    found.energy = total_of(&squares), found.product = total_of(&products);
+    return found;
+}
+
+/* All that one walk over a block can tell. Each alone would wait, for additions or for memory. */
+PHASE Measures measure(int with_product, const float *y, float level, const float *next) {
+    return with_product ? measure_with(1, y, level, next) : measure_with(0, y, level, next);
 }
 
 INLINE double quantize_block_to(int width, const float *y, float inverse_sigma, const float *tables,
@@ -142,9 +153,8 @@ INLINE double quantize_block_to(int width, const float *y, float inverse_sigma, 
         for (int i = 0; i < STEP; i += 4 * W) {
             Ints code[4];
             UNROLL for (int v = 0; v < 4; v++) {
-                Floats z = load(y + at + i + v * W), centroids;
-                if (width > 1) z *= inverse_sigma; /* which is not negative */
-                code[v] = quantize_vector(&quantizer, z, width, &centroids);
+                Floats centroids;
+                code[v] = quantize_vector(&quantizer, load(y + at + i + v * W) * inverse_sigma, width, &centroids);
                 store(q + i + v * W, centroids);
             }
             store_codes_4(codes + at + i, code);
@@ -154,10 +164,9 @@ INLINE double quantize_block_to(int width, const float *y, float inverse_sigma, 
     return total_of(&sums);
 }
 
-/* Quantize a whole block to `width` <= 4 bits; return <y, q>. */
+/* Quantize a whole block to 2 to 4 bits; return <y, q>. */
 PHASE double quantize_block(const Job *job, const float *y, float inverse_sigma, int width, uint8_t *codes) {
     const float *tables = job->tables, *levels = job->levels[0];
-    if (width == 1) return quantize_block_to(1, y, inverse_sigma, tables, levels, codes);
     if (width == 2) return quantize_block_to(2, y, inverse_sigma, tables, levels, codes);
     if (width == 3) return quantize_block_to(3, y, inverse_sigma, tables, levels, codes);
     return quantize_block_to(4, y, inverse_sigma, tables, levels, codes);

@@ -122,6 +122,19 @@ INLINE void add_products(Sums *sums, const float *y, const float *q) {
     sums->d = add_products_of_4(sums->d, y + 12, q == y ? y + 12 : q + 12);
 }
 
+INLINE __m256d add_magnitudes_of_4(__m256d sum, const float *y, double factor) {
+    __m256d a = _mm256_andnot_pd(_mm256_set1_pd(-0.0), _mm256_cvtps_pd(_mm_loadu_ps(y)));
+    return _mm256_add_pd(sum, _mm256_mul_pd(a, _mm256_set1_pd(factor)));
+}
+
+/* Products of magnitudes and a positive number. */
+INLINE void add_magnitudes(Sums *sums, const float *y, float factor) {
+    sums->a = add_magnitudes_of_4(sums->a, y, factor);
+    sums->b = add_magnitudes_of_4(sums->b, y + 4, factor);
+    sums->c = add_magnitudes_of_4(sums->c, y + 8, factor);
+    sums->d = add_magnitudes_of_4(sums->d, y + 12, factor);
+}
+
 INLINE void store_sums(double *to, const Sums *sums) {
     _mm256_storeu_pd(to, sums->a);
     _mm256_storeu_pd(to + 4, sums->b);

@@ -117,6 +117,14 @@ INLINE void add_products(Sums *sums, const float *y, const float *q) {
     sums->high = _mm512_add_pd(sums->high, _mm512_mul_pd(b, d));
 }
 
+/* Products of magnitudes and a positive number. */
+INLINE void add_magnitudes(Sums *sums, const float *y, float factor) {
+    __m512d a = _mm512_cvtps_pd(_mm256_loadu_ps(y)), b = _mm512_cvtps_pd(_mm256_loadu_ps(y + 8));
+    __m512d c = _mm512_set1_pd(factor);
+    sums->low = _mm512_add_pd(sums->low, _mm512_mul_pd(_mm512_abs_pd(a), c));
+    sums->high = _mm512_add_pd(sums->high, _mm512_mul_pd(_mm512_abs_pd(b), c));
+}
+
 INLINE void store_sums(double *to, const Sums *sums) {
     _mm512_storeu_pd(to, sums->low);
     _mm512_storeu_pd(to + 8, sums->high);

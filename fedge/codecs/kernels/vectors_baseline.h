@@ -78,4 +78,9 @@ INLINE void add_products(Sums *sums, const float *y, const float *q) {
     for (int l = 0; l < LANES; l++) sums->lane[l] += (double)y[l] * (double)q[l];
 }
 
+/* Products of magnitudes and a positive number. */
+INLINE void add_magnitudes(Sums *sums, const float *y, float factor) {
+    for (int l = 0; l < LANES; l++) sums->lane[l] += fabs((double)y[l]) * (double)factor;
+}
+
 INLINE void store_sums(double *to, const Sums *sums) { memcpy(to, sums, sizeof *sums); }
