@@ -219,22 +219,20 @@ INLINE void deliver(const Job *job, const float *x, Py_ssize_t first, int n) {
     }
 }
 
-/* Negate, scale and hand over a whole block, from its last rows on (as in first_stages). */
-INLINE void deliver_block_to(Target target, const float *x, uint32_t *lanes, float scale, void *out, double weight) {
+/* Negate, scale and hand over a whole block. */
+INLINE void deliver_block_to(Target target, const float *x, const uint32_t *lanes, float scale, void *out, double weight) {
     float *floats = out;
     double *doubles = out;
-    for (int row = BLOCK - 2 * SIDE; row >= 0; row -= 2 * SIDE)
+    for (int row = 0; row < BLOCK; row += 2 * SIDE)
         UNROLL for (int l = 0; l < 2 * SIDE; l += W) {
-            Ints signs = load_ints(lanes + l), next = signs << 1;
-            Floats y = negate(load(x + row + l), signs) * scale;
-            memcpy(lanes + l, &next, sizeof next);
+            Floats y = negate(load(x + row + l), load_ints(lanes + l) << (31 - row / (2 * SIDE))) * scale;
             if (target == INTO_FLOATS) store(floats + row + l, y);
             if (target == ONTO_FLOATS) add_to_floats(floats + row + l, y, weight);
             if (target == ONTO_DOUBLES) add_to_doubles(doubles + row + l, y, weight);
         }
 }
 
-PHASE void deliver_block(Target target, const float *x, uint32_t *lanes, float scale, void *out, double weight) {
+PHASE void deliver_block(Target target, const float *x, const uint32_t *lanes, float scale, void *out, double weight) {
     if (target == INTO_FLOATS) deliver_block_to(INTO_FLOATS, x, lanes, scale, out, weight);
     if (target == ONTO_FLOATS) deliver_block_to(ONTO_FLOATS, x, lanes, scale, out, weight);
     if (target == ONTO_DOUBLES) deliver_block_to(ONTO_DOUBLES, x, lanes, scale, out, weight);

@@ -66,26 +66,27 @@ INLINE Floats fetch(const Source *tile, int i) {
 }
 
 /* Multiply by `factor`, negate by the signs in `lanes` if there are any, stages 1, .., W/2, transpose each tile. Bit j
- * of a lane belongs to rows 2j and 2j + 1; going down from the last row, the next bit is always the highest. */
+ * of a lane belongs to rows 2j and 2j + 1. */
 INLINE void turn_tiles(Source from, float *to, const uint32_t *lanes, float factor, int turned, Ahead *ahead) {
-    for (int column = 0; column < TILES; column++) {
+    for (int tile = 0; tile < TILES * TILES; tile++) {
+        int down = tile / TILES * W, right = tile % TILES * W;
+        int row = turned ? right : down, column = turned ? down : right; /* of the matrix */
+        Source source = tile_of(from, down, right);
+        float *turned_tile = to + down * SIDE + right;
         Ints even = {0}, odd = {0};
-        if (lanes) even = load_ints(lanes + column * W), odd = load_ints(lanes + SIDE + column * W);
-        for (int row = TILES - 1; row >= 0; row--) {
-            int down = W * (turned ? column : row), right = W * (turned ? row : column);
-            Source tile = tile_of(from, down, right);
-            float *turned_tile = to + down * SIDE + right;
-            Floats x[W];
-            ask(ahead, W * W / 32);
-            UNROLL for (int i = 0; i < W; i++) {
-                x[i] = fetch(&tile, i) * factor;
-                if (lanes) x[i] = negate(x[i], (i & 1 ? odd : even) << (W / 2 - 1 - i / 2));
-            }
-            hadamard_of_vectors(x, W);
-            transpose(x);
-            UNROLL for (int i = 0; i < W; i++) store(turned_tile + i * SIDE, x[i]);
-            even <<= W / 2, odd <<= W / 2;
+        Floats x[W];
+        if (lanes) {
+            even = load_ints(lanes + column) << (32 - W / 2 - row / 2);
+            odd = load_ints(lanes + SIDE + column) << (32 - W / 2 - row / 2);
         }
+        ask(ahead, W * W / 32);
+        UNROLL for (int i = 0; i < W; i++) {
+            x[i] = fetch(&source, i) * factor;
+            if (lanes) x[i] = negate(x[i], (i & 1 ? odd : even) << (W / 2 - 1 - i / 2));
+        }
+        hadamard_of_vectors(x, W);
+        transpose(x);
+        UNROLL for (int i = 0; i < W; i++) store(turned_tile + i * SIDE, x[i]);
     }
 }
 
