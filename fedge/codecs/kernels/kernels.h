@@ -1,30 +1,32 @@
 /* EDEN's hot loops, included once per instruction set after one of the vectors_*.h, which define
  *
  *     Floats, Ints        vectors of W numbers of 32 bits
+ *     difference          a - b
  *     transpose           of a W × W tile in W vectors
  *     larger              of two Ints, one by one
  *     count_above         count + 1 where a > b
- *     Table, look_up      table[index], of 16 entries; look_up_8 takes the index modulo 8
- *     load_codes, ..      W bytes to Ints and back
+ *     magnitude_below     the smaller of |x| and a limit
+ *     multiply_add        x·factor + term, rounded once or twice
+ *     Table, look_up      table[index], of 16 entries; look_up_8 takes the index modulo 8, look_up_high one from 8 on
+ *     load_codes, ..      W bytes to Ints and back; store_codes_4 stores 4·W
  *     add_to_floats, ..   sum + weight·x in double, rounded to the sum's type
- *     Sums, add_products  16 sums in double, in the order of lanes, and y·q added to them
- *     STRIP               columns that are transposed together
- *     FEW_CELLS, cells    whether look_up is one instruction; the cell of a place among 16, the last if beyond
+ *     Sums, add_products  16 sums in double, in the order of lanes, and y·q added to them; add_magnitudes, |y|·factor
+ *     LOOKS_UP            whether look_up_8 is one instruction
+ *     ONE_TABLE           whether look_up is
  *
  * `twin.py` is the same program in NumPy and the one to read first; every constant, every order of additions and every
  * byte follows `rotation.py`, `packing.py`, `lloyd.py` and `twin.py`, and tests hold both together. What keeps the bits
  * equal on every machine: float32 additions and subtractions in one fixed order, sums in double over 16 lanes, no
  * contraction (-ffp-contract=off) but of exact products, no reassociation (never -ffast-math).
  *
- * A block of 4096 floats stays in the first cache from its first pass to its last. The order of passes is made for
- * that: a strip of columns is transformed and transposed before the next one is touched. Lines of the next block are
- * asked for all along, a few per step, so that memory works while the arithmetic does.
+ * A block of 4096 floats stays in the first cache from its first pass to its last. Lines of the blocks to come
+ * are asked for along the way, a few per step, so that memory works while the arithmetic does.
  */
 
 typedef uint64_t Words __attribute__((vector_size(4 * W)));
 typedef uint32_t Unsigned __attribute__((vector_size(4 * W)));
 
-enum { PER_ROW = SIDE / W, LINE = 64 };
+enum { LINE = 64 };
 
 INLINE Floats load(const float *from) {
     Floats x;
@@ -53,6 +55,10 @@ typedef struct {
 INLINE void ask(Ahead *ahead, int lines) {
     UNROLL for (int k = 0; k < lines; k++) __builtin_prefetch((const void *)(ahead->next + (uintptr_t)(k * LINE)));
     ahead->next += (uintptr_t)(lines * LINE);
+}
+
+INLINE void ask_all(const uint8_t *from, Py_ssize_t size) {
+    for (Py_ssize_t k = 0; k < size; k += LINE) __builtin_prefetch((const void *)((uintptr_t)from + (uintptr_t)k));
 }
 
 /* A part of the work on a block that is compiled by itself, so that it has all registers to itself. */
@@ -111,7 +117,8 @@ INLINE double encode_block(const Job *job, const float *x, int n, Run run, uint6
     float factor = float_of((uint32_t)(127 + shift) << 23);
     double length = 1, energy, product = 0;
     if (n == BLOCK) {
-        Ahead ahead = {(uintptr_t)next};
+        Ahead ahead = {(uintptr_t)x + 2 * sizeof(float) * BLOCK};
+        ask_all(to, run_bytes(run));
         rotate(x, a, factor, job->base, block, &ahead);
         length = BLOCK;
         Measures found = measure(one_bit, a, job->levels[0][1], next ? next : a);
@@ -242,7 +249,7 @@ PHASE void deliver_block(Target target, const float *x, const uint32_t *lanes, f
 ISA static void decode_full(const Job *job, const uint8_t *codes, float *a, float s, uint64_t block, void *out,
                         Target target) {
     uint32_t lanes[2 * WORDS_PER_SET] __attribute__((aligned(LINE)));
-    Ahead ahead = {(uintptr_t)out};
+    Ahead ahead = {(uintptr_t)out + BLOCK * (target == ONTO_DOUBLES ? sizeof(double) : sizeof(float))};
     unrotate(codes, job->full_run.width, job->levels[0], a, job->base, block, &ahead);
     make_lanes(lanes, job->base, SETS_PER_BLOCK * block);
     deliver_block(target, a, lanes, s, out, job->weight);
@@ -271,7 +278,7 @@ ISA static void decode_block(const Job *job, const uint8_t *from, int n, Run run
     int count = parts_of(run, parts), sent = run.high + run.low;
     int direct = LOOKS_UP && run.low == BLOCK && (run.width & (run.width - 1)) == 0 && run.width <= 4 && !job->received &&
                  scale > 0 && scale <= 0x1p100;
-    for (Py_ssize_t k = 0; k < run_bytes(run); k += LINE) __builtin_prefetch(from + run_bytes(run) + k);
+    ask_all(from + run_bytes(run), run_bytes(run));
     for (int p = 0; p < count && !direct; p++) {
         Part part = parts[p];
         unpack(from, part.count, part.width, codes);

@@ -76,7 +76,7 @@ static PyObject *encode_checked(Job *job, Py_ssize_t expected) {
     job->payload = (uint8_t *)PyBytes_AsString(data);
     for (int wide = 0; wide < 2; wide++) {
         int width = job->full_run.width + wide;
-        if (width >= 4 && width <= MAX_WIDTH) make_grid(&job->grids[wide], job->tables, width);
+        if (width > 4 && width <= MAX_WIDTH) make_grid(&job->grids[wide], job->tables, width);
     }
     make_levels(job, job->full_run, 1.0f);
     make_levels(job, job->tail_run, 1.0f);

@@ -23,8 +23,9 @@ INLINE Ints quantize_vector(const Quantizer *quantizer, Floats z, int width, Flo
     int half = 1 << (width - 1);
     Ints code = (Ints){0} + half, sign = (Ints)z >> 31;
     if (LOOKS_UP && width == 4) {
-        /* Magnitudes fall into eight cells, numbered 8 to 15, of which each but the last holds one threshold. A cell is
-         * the highest bits of a float that grows with the magnitude. */
+        /* Magnitudes fall into eight cells, numbered 8 to 15, and each but the last holds one threshold. A cell is the
+         * highest bits of a float between 1/2 and 2 that grows with the magnitude; rounding moves the cells' ends, but
+         * not far enough to pass a threshold. */
         Floats magnitude = magnitude_below(z, 3.0f);
         Ints cell = (Ints)multiply_add(magnitude, 7.0f / 16, 0.5f) >> 21;
         code = count_above(cell, magnitude, look_up_high(quantizer->inside, cell));
