@@ -68,25 +68,28 @@ INLINE Floats fetch(const Source *tile, int i) {
 /* Multiply by `factor`, negate by the signs in `lanes` if there are any, stages 1, .., W/2, transpose each tile. Bit j
  * of a lane belongs to rows 2j and 2j + 1. */
 INLINE void turn_tiles(Source from, float *to, const uint32_t *lanes, float factor, int turned, Ahead *ahead) {
-    for (int tile = 0; tile < TILES * TILES; tile++) {
-        int down = tile / TILES * W, right = tile % TILES * W;
-        int row = turned ? right : down, column = turned ? down : right; /* of the matrix */
-        Source source = tile_of(from, down, right);
-        float *turned_tile = to + down * SIDE + right;
+    for (int down = 0; down < SIDE; down += W) {
         Ints even = {0}, odd = {0};
-        Floats x[W];
-        if (lanes) {
-            even = load_ints(lanes + column) << (32 - W / 2 - row / 2);
-            odd = load_ints(lanes + SIDE + column) << (32 - W / 2 - row / 2);
+        if (lanes && turned) even = load_ints(lanes + down), odd = load_ints(lanes + SIDE + down);
+        for (int step = 0; step < SIDE; step += W) {
+            int right = turned ? SIDE - W - step : step; /* the last row first: its bits are the highest */
+            Source source = tile_of(from, down, right);
+            float *turned_tile = to + down * SIDE + right;
+            Floats x[W];
+            if (lanes && !turned) {
+                even = load_ints(lanes + right) << (32 - W / 2 - down / 2);
+                odd = load_ints(lanes + SIDE + right) << (32 - W / 2 - down / 2);
+            }
+            ask(ahead, W * W / 32);
+            UNROLL for (int i = 0; i < W; i++) {
+                x[i] = fetch(&source, i) * factor;
+                if (lanes) x[i] = negate(x[i], (i & 1 ? odd : even) << (W / 2 - 1 - i / 2));
+            }
+            hadamard_of_vectors(x, W);
+            transpose(x);
+            UNROLL for (int i = 0; i < W; i++) store(turned_tile + i * SIDE, x[i]);
+            even <<= W / 2, odd <<= W / 2;
         }
-        ask(ahead, W * W / 32);
-        UNROLL for (int i = 0; i < W; i++) {
-            x[i] = fetch(&source, i) * factor;
-            if (lanes) x[i] = negate(x[i], (i & 1 ? odd : even) << (W / 2 - 1 - i / 2));
-        }
-        hadamard_of_vectors(x, W);
-        transpose(x);
-        UNROLL for (int i = 0; i < W; i++) store(turned_tile + i * SIDE, x[i]);
     }
 }
 
