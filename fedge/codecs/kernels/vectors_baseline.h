@@ -19,7 +19,12 @@ typedef int32_t Ints __attribute__((vector_size(16)));
 
 INLINE Ints count_above(Ints count, Floats a, Floats b) { return count - (Ints)(a > b); }
 
-INLINE Floats magnitude_below(Floats x, float limit) { return x + 0 * limit; }
+/* The smaller of |x| and `limit`. */
+INLINE Floats magnitude_below(Floats x, float limit) {
+    Floats magnitude = (Floats)((Ints)x & INT32_MAX), most = limit - (Floats){0};
+    Ints less = (Ints)(magnitude < most);
+    return (Floats)(((Ints)magnitude & less) | ((Ints)most & ~less));
+}
 
 INLINE Floats multiply_add(Floats x, float factor, float term) { return x * factor + term; }
 
