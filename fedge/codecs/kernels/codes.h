@@ -25,7 +25,7 @@ INLINE Floats within(Floats x, Floats least, Floats most) {
 
 /* Works on whole vectors: up to W - 1 entries behind the n-th are read from y and written to all outputs. Adding and
  * subtracting 1.5·2^23 rounds to the nearest integer, ties to even. */
-INLINE void measure(const float *y, Ruler ruler, int n, uint8_t *symbols, uint8_t *rest, float *multiples) {
+INLINE void count_steps(const float *y, Ruler ruler, int n, uint8_t *symbols, uint8_t *rest, float *multiples) {
     Floats magic = all(12582912.0f);
     Ints mask = (Ints){0} + ((1 << ruler.low) - 1);
     for (int i = 0; i < n; i += W) {
@@ -152,22 +152,18 @@ ISA static void encode_codes(CodeJob *job) {
         float a[BLOCK + LANES] __attribute__((aligned(LINE))), b[BLOCK + LANES] __attribute__((aligned(LINE)));
         uint8_t symbols[BLOCK + LANES] __attribute__((aligned(LINE))), rest[BLOCK + LANES] __attribute__((aligned(LINE)));
         int n = (int)job->sizes[k];
-        uint64_t set = SETS_PER_BLOCK * (uint64_t)job->numbers[k];
+        uint64_t number = (uint64_t)job->numbers[k];
         const float *x = job->x + job->starts[k];
         if (n == BLOCK) {
-            uint32_t lanes[2][2 * WORDS_PER_SET] __attribute__((aligned(LINE)));
-            Ahead ahead = {(uintptr_t)(k ? job->x + job->starts[k - 1] : x), 0};
-            make_lanes(lanes[0], job->base, set);
-            make_lanes(lanes[1], job->base, set + 1);
-            square(x, b, lanes[0], job->factor[k], &ahead);
-            square(b, a, lanes[1], 1.0f, &ahead);
+            Ahead ahead = {(uintptr_t)(k ? job->x + job->starts[k - 1] : x)};
+            rotate(x, a, job->factor[k], job->base, number, &ahead);
         } else {
             for (int i = 0; i < n; i++) a[i] = x[i] * job->factor[k];
-            rotate_tail(a, b, n, job->base, set);
+            rotate_tail(a, b, n, job->base, SETS_PER_BLOCK * number);
         }
         Ruler ruler = ruler_of(job, k);
         memset(a + n, 0, sizeof(float) * LANES);
-        measure(a, ruler, n, symbols, rest, b);
+        count_steps(a, ruler, n, symbols, rest, b);
         job->products[k] = product_of(a, b, n);
         if (ruler.low) pack(rest, n, ruler.low, job->low_bits + job->low_starts[k]);
         make_coins(job, job->klass[k]);
@@ -202,17 +198,18 @@ ISA static void deliver_other(const CodeJob *job, float *x, Py_ssize_t first, in
     deliver(&as, x, first, n);
 }
 
-INLINE void deliver_full(const CodeJob *job, float *a, uint32_t *lanes, Py_ssize_t first, float factor) {
-    float *floats = (float *)job->out + first;
+/* Undo the rotation of a full block in `a` and hand it over. */
+ISA static void finish_full(const CodeJob *job, float *a, uint64_t number, Py_ssize_t first, float factor) {
+    uint32_t lanes[2 * WORDS_PER_SET] __attribute__((aligned(LINE)));
+    uintptr_t out = (uintptr_t)job->out + (uintptr_t)first * (job->target == ONTO_DOUBLES ? sizeof(double) : sizeof(float));
+    Ahead ahead = {out};
+    unrotate(NULL, 0, NULL, a, job->base, number, &ahead);
+    make_lanes(lanes, job->base, SETS_PER_BLOCK * number);
     if (fabsf(factor) > 0x1p100f) {
-        deliver_block(a, lanes, 1.0f, a, INTO_FLOATS, 1.0);
+        deliver_block(INTO_FLOATS, a, lanes, 1.0f, a, 1.0);
         deliver_other(job, a, first, BLOCK, factor);
-    } else if (job->target == INTO_FLOATS)
-        deliver_block(a, lanes, factor, floats, INTO_FLOATS, 1.0);
-    else if (job->target == ONTO_FLOATS)
-        deliver_block(a, lanes, factor, floats, ONTO_FLOATS, job->weight);
-    else
-        deliver_block(a, lanes, factor, (double *)job->out + first, ONTO_DOUBLES, job->weight);
+    } else
+        deliver_block(job->target, a, lanes, factor, (void *)out, job->weight);
 }
 
 /* The blocks whose codes were read, into or onto `out`. */
@@ -221,8 +218,8 @@ ISA static void decode_codes(CodeJob *job) {
         float a[BLOCK + LANES] __attribute__((aligned(LINE))), b[BLOCK + LANES] __attribute__((aligned(LINE)));
         uint8_t rest[BLOCK + LANES] __attribute__((aligned(LINE)));
         int n = (int)job->sizes[k];
-        uint64_t set = SETS_PER_BLOCK * (uint64_t)job->numbers[k];
-        Py_ssize_t first = (Py_ssize_t)job->starts[k], item = job->target == ONTO_DOUBLES ? 8 : 4;
+        uint64_t number = (uint64_t)job->numbers[k];
+        Py_ssize_t first = (Py_ssize_t)job->starts[k];
         Ruler ruler = ruler_of(job, k);
         float factor = job->scale[k];
         if (ruler.low) unpack(job->low_bits + job->low_starts[k], n, ruler.low, rest);
@@ -232,15 +229,9 @@ ISA static void decode_codes(CodeJob *job) {
             factor = (float)(scaled > FLT_MAX ? FLT_MAX : scaled < -FLT_MAX ? -FLT_MAX : scaled);
         }
         if (n == BLOCK) {
-            uint32_t lanes[2][2 * WORDS_PER_SET] __attribute__((aligned(LINE)));
-            Ahead ahead = {(uintptr_t)job->out + (uintptr_t)(first * item), 1};
-            make_lanes(lanes[0], job->base, set);
-            make_lanes(lanes[1], job->base, set + 1);
-            square(a, b, NULL, 1.0f, &ahead);
-            square(b, a, lanes[1], 1.0f, &ahead);
-            deliver_full(job, a, lanes[0], first, factor);
+            finish_full(job, a, number, first, factor);
         } else {
-            unrotate_tail(a, b, n, job->base, set);
+            unrotate_tail(a, b, n, job->base, SETS_PER_BLOCK * number);
             deliver_other(job, a, first, n, factor);
         }
     }
