@@ -15,6 +15,7 @@ the seed: its expectation is exact. Its unit is 1/32 of the block's own relative
 
 from __future__ import annotations
 
+import functools
 import math
 
 import numpy as np
@@ -71,6 +72,20 @@ def octaves_below(c: Ints) -> Ints:
 
 def unit_of(steps: Ints) -> Doubles:
     """Return what one fine step is worth at steps t, relative to m."""
+    unit: Doubles = _units()[steps - gaussian.FINEST]
+    return unit
+
+
+@functools.cache
+def _units() -> Doubles:
+    """Twelve bits of each: far enough from ties that every C library rounds alike (a test looks)."""
+    mantissa, exponent = np.frexp(_exact_units())
+    units: Doubles = np.ldexp(np.rint(mantissa * 4096) / 4096, exponent)
+    return units
+
+
+def _exact_units() -> Doubles:
+    steps = np.arange(gaussian.FINEST, gaussian.COARSEST + 1)
     unit: Doubles = np.sqrt(gaussian.error_of(steps)) / RESOLUTION
     return unit
 

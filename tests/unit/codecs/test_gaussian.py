@@ -5,7 +5,7 @@ import math
 import numpy as np
 import pytest
 
-from fedge.codecs import gaussian, scales
+from fedge.codecs import block_scales, gaussian
 from fedge.codecs.gaussian import COARSEST, FINEST, SPLIT, TOTAL, UNITS
 
 # bits -> vNMSE of an ideal entropy coder, from numerical integration elsewhere
@@ -77,7 +77,7 @@ def test_no_rounded_number_is_near_a_tie():
     density = 2 * s * np.exp(-a * a / 2) / math.sqrt(2 * math.pi)
     assert margin(density.sum(axis=0) * grid) > 1e-5
     assert margin(np.exp2(np.arange(UNITS) / UNITS) * grid) > 1e-6
-    assert margin(UNITS * np.log2(1 + np.arange(scales.MANTISSA) / scales.MANTISSA)) > 1e-6
+    assert margin(np.frexp(block_scales._exact_units())[0] * 4096) > 1e-9
     steps = np.exp2((SPLIT + gaussian.CLASS_UNITS * np.arange(gaussian.CLASSES)) / UNITS)
     edges = [[0.5 * math.erfc((h - 0.5) * step / math.sqrt(2)) for h in range(1, 33)] for step in steps]
     assert margin(-np.diff(np.array(edges)) * TOTAL) > 1e-9
