@@ -241,7 +241,7 @@ class Aggregator:
         if number != self.round:
             return problem(410, "round_over")
         params = (uniform(number, self.layout.size) * 0.2 - 0.1).astype(np.float32)
-        frames = encode_snapshot(self.layout, params, downlink(11, number, DEVICE), "eden", 4.0)
+        frames = encode_snapshot(self.layout, params, downlink(11, number, DEVICE), "eden-entropy", 4.0)
         return web.Response(body=b"".join(frames))
 
     async def _take_update(self, request: web.Request) -> web.Response:

@@ -223,14 +223,14 @@ class Device:
         body = await self.send("GET", f"/v1/runs/{asked.run}/download?round={asked.round}")
         frames = list(FrameReader().feed(body))
         stream = downlink(asked.seed, asked.round, self.id)
-        return decode_snapshot(self.layout, frames, stream, asked.downlink.codec, asked.downlink.bits)
+        return decode_snapshot(self.layout, frames, stream, asked.downlink.codec_name, asked.downlink.bits)
 
     def frames(self, asked: Assignment) -> list[bytes]:
         """Return this device's update: a delta drawn from its name, encoded, in the order it travels."""
         drawn = uniform(derive("delta", self.name, asked.round), self.layout.size)
         delta = ((drawn - 0.5) * 0.02).astype(np.float32)
         stream = uplink(asked.seed, asked.round, self.id)
-        frames = encode_update(self.layout, delta, stream, asked.uplink.codec, asked.uplink.bits)
+        frames = encode_update(self.layout, delta, stream, asked.uplink.codec_name, asked.uplink.bits)
         return [frames[index] for index in stream.order(len(frames))]
 
     def header(self, frames: Sequence[bytes], **changes: Any) -> UpdateHeader:
