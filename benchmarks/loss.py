@@ -41,9 +41,9 @@ import numpy as np
 import numpy.typing as npt
 
 from fedge.aggregation import SegmentSums
-from fedge.codecs import Eden, native_status
+from fedge.codecs import Eden, lloyd, native_status
 from fedge.codecs.base import Mask
-from fedge.codecs.centroids import DISTORTION
+from fedge.codecs.packing import bits_of
 from fedge.frames import Frame, FrameReader, read_frame
 from fedge.layout import Kind, Layout, Segment, TensorSpec
 from fedge.seeds import derive, uniform
@@ -103,9 +103,8 @@ def squared(x: npt.NDArray[Any]) -> float:
 
 def vnmse(bits: float, received: float = 1.0) -> float:
     """EDEN's error ``(1 + A)/p - 1``, p the fraction received; below one bit the unsent are lost too."""
-    width = max(int(bits), 1)
-    wide = max(bits - width, 0.0)
-    distortion = (1 - wide) * DISTORTION[width - 1] + (wide * DISTORTION[width] if wide else 0.0)
+    at, gains = zip(*sorted((bits_of(width), lloyd.gain(width)) for width in lloyd.WIDTHS), strict=True)
+    distortion = 1 - float(np.interp(bits, at, gains))
     return 1 / (1 - distortion) / (min(bits, 1.0) * received) - 1
 
 

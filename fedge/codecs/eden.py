@@ -5,10 +5,13 @@ scale. Vargaftik et al., EDEN: Communication-Efficient and Robust Distributed Me
 ICML 2022 (https://arxiv.org/abs/2108.08842). Here the rotation acts on blocks of 4096 coordinates (``rotation.py``),
 each with a scale of its own, and nothing is padded. The relative squared error does not depend on the vector:
 
-    bits      0.1    0.5    1      2      3       4        8
-    vNMSE     14.7   2.14   .571   .133   .0358   .00959   4.12e-5      (fractional b: between the neighbours)
+    bits      0.1    0.5    1      2      3       4        8          1.3    1.6    2.3     2.6     3.6
+    vNMSE     14.7   2.14   .571   .133   .0358   .00959   4.12e-5    .383   .235   .0962   .0615   .0166
 
 and errors of different seeds are independent, so the mean over n devices has 1/n of it.
+
+Codes take 1, 1.6, 2, 2.6, .. 8 bits. At rates between, some coordinates have the longer and some the shorter ones, and
+vNMSE/(1 + vNMSE) is linear in b (``plan.py``).
 
 That is ``coding="fixed"``, whose length is known beforehand. With ``coding="entropy"`` levels are uniform and range
 coded, and blocks get their rates by equal slope: the same bits where all blocks are alike, and then
@@ -18,9 +21,10 @@ coded, and blocks get their rates by equal slope: the same bits where all blocks
 and several times less on real updates (``entropy.py``). A payload says itself which it is; either object reads both.
 
 Layout of the fixed form, little-endian, F full blocks, then a last block of r = n mod 4096 coordinates ("tail" if
-r >= 32):
+r >= 32); version 4, which is written where b > 1 is no whole number, has two tails instead where that would leave
+fewer than 32:
 
-    version u8 = 1
+    version u8 = 1 or 4
     scales     no rotated block: nothing; one: scale f32; several: top f32 | code u16 per block
     codes      per block: wide codes, then narrow codes (``plan.py`` says how many, ``packing.py`` their order)
     raw        r × f32 if r < 32
@@ -62,7 +66,7 @@ from fedge.codecs.base import (
 )
 from fedge.codecs.grouping import Chunks
 from fedge.codecs.native import kernels
-from fedge.codecs.plan import SMALLEST_ROTATED, Plan, Run, plan
+from fedge.codecs.plan import SMALLEST_ROTATED, Plan, Run, plan, versions
 from fedge.codecs.rotation import BLOCK
 from fedge.errors import CodecError
 
@@ -72,7 +76,7 @@ LUCK, MODEL = 1.5, 0.001  # bits beside what codes cost on average: of the draw,
 MOST_BYTES_OF_ONE, SLACK_BYTES = 4, 64  # of an entropy-coded coordinate, and of a payload beside
 _SEEDS = 1 << 64
 _REPLACE, _ADD_TO_FLOAT32, _ADD_TO_FLOAT64 = range(3)  # what the extension does with decoded coordinates
-_GAINS = np.array([lloyd.gain(width) for width in range(1, lloyd.MAX_WIDTH + 1)])
+_GAINS = np.array([lloyd.gain(width) for width in lloyd.WIDTHS])
 
 
 @dataclass(frozen=True, slots=True)
@@ -199,32 +203,41 @@ class Eden:
             if not least <= len(data) <= most:
                 raise CodecError(f"expected {least} to {most} bytes for {size} coordinates, got {len(data)}")
             return
-        expected = plan(self.bits, size).size_bytes
+        expected = self._plan_of(data, size).size_bytes
         if len(data) != expected:
             rate = f"{size} coordinates at {self.bits:g} bits"
             raise CodecError(f"expected {expected} bytes for {rate}, got {len(data)}")
 
     def _checked(self, data: bytes, size: int, received: Mask | None) -> tuple[Plan, Mask | None]:
         """Return the payload's shape and the mask in block order; :class:`CodecError` if anything does not fit."""
-        shape = plan(self.bits, size)
+        shape = self._plan_of(data, size)
+        if data[0] != shape.version:
+            *known, last = sorted((entropy.VERSION, *versions(self.bits, size)))
+            one_of = f"{', '.join(map(str, known))} or {last}"
+            raise CodecError(f"expected EDEN payload version {one_of}, got {data[0]}")
         _check_numbers(data, shape)
-        return shape, None if received is None else block_order(as_mask(received, size))
+        return shape, None if received is None else block_order(as_mask(received, size), shape)
+
+    def _plan_of(self, data: bytes, size: int) -> Plan:
+        """The shape that the payload says it has if it can have it, else that of the payloads written here."""
+        known = versions(self.bits, size)
+        return plan(self.bits, size, data[0] if data and data[0] in known else known[0])
 
     def error(self, data: bytes, size: int) -> float:
         """Return A of a payload: E||x_hat - x||² = A·||x||² over seeds.
 
         Fixed rate: 1/(p·(1 - D)) - 1, p the share of coordinates sent and D their quantizer's error, whatever ``data``
-        is; that is D/(1 - D) from one bit on, π/(2b) - 1 below. Entropy-coded: from its scales and its slope.
+        holds; that is D/(1 - D) from one bit on, π/(2b) - 1 below. Entropy-coded: from its scales and its slope.
 
         Raises:
             CodecError: an entropy-coded payload that cannot be taken apart.
         """
         if data[:1] == bytes([entropy.VERSION]):
             return entropy.error(data, size)
-        shape = plan(self.bits, size)
+        shape = self._plan_of(data, size)
         full = _run_error(shape.full_run, BLOCK) if shape.blocks else 0.0
-        tail = _run_error(shape.tail_run, shape.tail) if shape.tail else 0.0
-        return (shape.blocks * BLOCK * full + shape.tail * tail) / max(size, 1)
+        tails = (n * _run_error(run, n) for n, run in zip(shape.tails, shape.tail_runs, strict=True))
+        return (shape.blocks * BLOCK * full + sum(tails)) / max(size, 1)
 
     def size_bytes(self, size: int) -> int:
         """The most bytes that ``size`` coordinates take; with fixed rate, exactly what they take.
@@ -244,10 +257,11 @@ def _run_error(run: Run, size: int) -> float:
     return size / captured - 1.0
 
 
-def _runs(shape: Plan) -> tuple[int, int, int, int, int, int]:
-    """The plan as the C extension takes it: width, high, low of full blocks, then of the tail."""
-    full, tail = shape.full_run, shape.tail_run
-    return full.width, full.high, full.low, tail.width, tail.high, tail.low
+def _runs(shape: Plan) -> tuple[int, *tuple[tuple[int, int, int, int], ...]]:
+    """The plan as the C extension takes it: version; width, wide, high, low of full blocks, and of up to two tails."""
+    none = Run(1, 1, 0, 0)
+    first, second = (*shape.tail_runs, none, none)[:2]
+    return shape.version, *((run.width, run.wide, run.high, run.low) for run in (shape.full_run, first, second))
 
 
 def _raw(data: bytes, shape: Plan, mask: Mask | None) -> Vector:
@@ -256,17 +270,23 @@ def _raw(data: bytes, shape: Plan, mask: Mask | None) -> Vector:
     return raw if mask is None else drop_and_rescale(raw, mask[-shape.raw :])
 
 
-def block_order(received: Mask) -> Mask:
+def block_order(received: Mask, shape: Plan) -> Mask:
     """Bring a mask from transmission order, bool ``[size]``, into the order of blocks."""
-    blocks, rest = divmod(received.size, BLOCK)
-    if blocks == 0:
+    if shape.blocks == 0 and len(shape.sizes) < 2:
         return received
     out = np.empty_like(received)
-    full = out[: blocks * BLOCK].reshape(blocks, BLOCK)
-    everywhere = _deal(received[: rest * (blocks + 1)].reshape(rest, blocks + 1), 0)
-    full[:, :rest] = everywhere[:, :blocks].T
-    full[:, rest:] = _deal(received[rest * (blocks + 1) :].reshape(BLOCK - rest, blocks), rest).T
-    out[blocks * BLOCK :] = everywhere[:, blocks]
+    full = out[: shape.blocks * BLOCK].reshape(shape.blocks, BLOCK)
+    shorter = np.split(out[shape.blocks * BLOCK :], np.cumsum(shape.sizes)[:-1])
+    first = taken = 0
+    for end in sorted({*shape.sizes, BLOCK} if shape.blocks else {*shape.sizes}):
+        reaching = [part for part in shorter if part.size >= end]
+        blocks = shape.blocks + len(reaching)
+        count = (end - first) * blocks
+        dealt = _deal(received[taken : taken + count].reshape(end - first, blocks), first)
+        full[:, first:end] = dealt[:, : shape.blocks].T
+        for k, part in enumerate(reaching, shape.blocks):
+            part[first:end] = dealt[:, k]
+        first, taken = end, taken + count
     return out
 
 
@@ -279,9 +299,7 @@ def _deal(received: Mask, position: int) -> Mask:
 
 
 def _check_numbers(data: bytes, shape: Plan) -> None:
-    """Raise :class:`CodecError` unless version, scale and raw coordinates can come from an encoder."""
-    if data[0] != twin.VERSION:
-        raise CodecError(f"expected EDEN payload version {twin.VERSION} or {entropy.VERSION}, got {data[0]}")
+    """Raise :class:`CodecError` unless scale and raw coordinates can come from an encoder."""
     if shape.scales:
         scale = float(np.frombuffer(data, "<f4", 1, 1)[0])
         if not (math.isfinite(scale) and math.copysign(1.0, scale) > 0):  # -0.0 too: no encoder writes it

@@ -4,8 +4,9 @@ With thresholds t_j halfway between centroids c_j, the centroids satisfy  c_j = 
 E[z Q(z)] = E[Q(z)^2] = 1 - D,  D = E (z - Q(z))^2, and an unbiased code of rate w has vNMSE D/(1 - D)
 (Vargaftik et al., EDEN, ICML 2022, https://arxiv.org/abs/2108.08842).
 
-A code of w bits is the number of its level counted from below. It is found from the magnitude alone: m = number of
-positive thresholds below |z|, code = L/2 + m, mirrored to L - 1 - code where the sign bit of z is set.
+A code is the number of its level counted from below. It is found from the magnitude alone: m = number of positive
+thresholds below |z|, code = ⌊L/2⌋ + m, mirrored to L - 1 - code where the sign bit of z is set. Widths are those of
+``packing.py``; of three levels, the middle one is zero.
 """
 
 from __future__ import annotations
@@ -16,9 +17,13 @@ from statistics import NormalDist
 import numpy as np
 import numpy.typing as npt
 
-from fedge.codecs.centroids import CENTROIDS, DISTORTION
+from fedge.codecs.centroids import CENTROIDS, CENTROIDS_WITH_TRIT, DISTORTION, DISTORTION_WITH_TRIT
+from fedge.codecs.packing import TRIT, levels_of
 
-MAX_WIDTH = 8
+MAX_WIDTH = TRIT  # of bits alone
+WIDTHS = range(1, TRIT + 8)
+_CENTROIDS = CENTROIDS + CENTROIDS_WITH_TRIT
+_DISTORTION = DISTORTION + DISTORTION_WITH_TRIT
 _NODES, _WEIGHTS = np.polynomial.legendre.leggauss(40)
 
 
@@ -34,32 +39,33 @@ def _moments(low: float, high: float, about: float) -> tuple[float, float]:
 
 
 def design(levels: int) -> npt.NDArray[np.float64]:
-    """Return the positive half of the ``levels`` (even) Lloyd-Max centroids of N(0, 1), float64, ascending.
+    """Return the Lloyd-Max centroids of N(0, 1) that are not negative, float64, ascending; an odd number of
+    ``levels`` has one at zero.
 
     Newton's method on c_j - E[z | cell j] = 0, whose Jacobian is tridiagonal, from the asymptotically right start
     c_j = √3·Φ^-1((j + 1/2)/L). Cell moments are Gauss-Legendre integrals about the centroid: no cancellation.
     """
-    half = levels // 2
+    half, odd = levels // 2, levels % 2
     normal = NormalDist()
-    c = np.array([math.sqrt(3) * normal.inv_cdf((half + j + 0.5) / levels) for j in range(half)])
+    c = np.array([math.sqrt(3) * normal.inv_cdf((half + odd + j + 0.5) / levels) for j in range(half)])
     for _ in range(30):
-        edges = np.concatenate(([0.0], (c[1:] + c[:-1]) / 2, [math.inf]))
+        edges = np.concatenate(([odd * c[0] / 2], (c[1:] + c[:-1]) / 2, [math.inf]))
         mass, shift = np.array([_moments(edges[j], edges[j + 1], c[j]) for j in range(half)]).T
         mean = c + shift / mass
         density = np.array([normal.pdf(t) for t in edges[:-1]] + [0.0])
         by_low = (mean - edges[:-1]) * density[:-1] / mass  # d mean_j / d t_j
         by_high = (np.where(np.isinf(edges[1:]), mean, edges[1:]) - mean) * density[1:] / mass
-        by_low[0] = 0.0  # the threshold 0 stays
+        by_low[0] *= odd  # the threshold 0 stays, and so does the centroid 0
         jacobian = np.diag(1 - (by_low + by_high) / 2) - np.diag(by_low[1:] / 2, -1) - np.diag(by_high[:-1] / 2, 1)
         step = np.linalg.solve(jacobian, -shift / mass)
         c = c - step
         if np.abs(step).max() < 1e-15:
             break
-    return c
+    return np.concatenate(([0.0] * odd, c))
 
 
 def distortion(centroids: npt.NDArray[np.float64]) -> float:
-    """Return D = E (z - Q(z))^2 of the symmetric quantizer with these positive ``centroids``."""
+    """Return D = E (z - Q(z))^2 of the symmetric quantizer with these ``centroids``, as :func:`design` gives them."""
     edges = np.concatenate(([0.0], (centroids[1:] + centroids[:-1]) / 2, [math.inf]))
     total = 0.0
     for low, high, c in zip(edges[:-1], edges[1:], centroids, strict=True):
@@ -70,19 +76,25 @@ def distortion(centroids: npt.NDArray[np.float64]) -> float:
 
 
 def gain(width: int) -> float:
-    """Return E[z Q(z)] = 1 - D at ``width`` bits."""
-    return 1.0 - DISTORTION[width - 1]
+    """Return E[z Q(z)] = 1 - D."""
+    return 1.0 - _DISTORTION[width - 1]
 
 
 def _half_thresholds(width: int) -> npt.NDArray[np.float32]:
-    """Positive thresholds and a final +inf, float32 ``[2^(width-1)]``."""
-    c = np.array(CENTROIDS[width - 1])
+    """Positive thresholds and a final +inf, float32, one for each centroid that is not negative."""
+    c = np.array(_CENTROIDS[width - 1])
     return np.append((c[1:] + c[:-1]) / 2, np.inf).astype(np.float32)
 
 
-THRESHOLDS = tuple(_half_thresholds(width) for width in range(1, MAX_WIDTH + 1))
-LEVELS = tuple(np.concatenate((-np.array(row)[::-1], np.array(row))).astype(np.float32) for row in CENTROIDS)
-# What the C extension reads: positive centroids of widths 1..8, then positive thresholds, 255 float32 each.
+def _levels(width: int) -> npt.NDArray[np.float32]:
+    """All centroids by code, float32 ``[levels_of(width)]``."""
+    row = np.array(_CENTROIDS[width - 1])
+    return np.concatenate((-row[levels_of(width) % 2 :][::-1], row)).astype(np.float32)
+
+
+THRESHOLDS = tuple(_half_thresholds(width) for width in WIDTHS)
+LEVELS = tuple(_levels(width) for width in WIDTHS)
+# What the C extension reads: centroids that are not negative of every width, then as many thresholds, 446 float32 each.
 TABLES = np.concatenate([*(level[level.size // 2 :] for level in LEVELS), *THRESHOLDS])
 
 
@@ -97,7 +109,7 @@ def _grid(width: int) -> tuple[np.float32, npt.NDArray[np.uint8], npt.NDArray[np
     return per_unit, below, inside
 
 
-_GRIDS = {width: _grid(width) for width in range(4, MAX_WIDTH + 1)}
+_GRIDS = {width: _grid(width) for width in WIDTHS if levels_of(width) > 12}
 
 
 def quantize(z: npt.NDArray[np.float32], width: int) -> npt.NDArray[np.uint8]:
@@ -113,6 +125,6 @@ def quantize(z: npt.NDArray[np.float32], width: int) -> npt.NDArray[np.uint8]:
         m = np.zeros(z.shape, dtype=np.uint8)
         for t in THRESHOLDS[width - 1][:-1]:
             m += magnitude > t
-    m += np.uint8(1 << (width - 1))
-    m ^= np.where(np.signbit(z), np.uint8((1 << width) - 1), np.uint8(0))
+    m += np.uint8(levels_of(width) // 2)
+    np.subtract(np.uint8(levels_of(width) - 1), m, out=m, where=np.signbit(z))
     return m

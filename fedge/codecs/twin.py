@@ -19,6 +19,7 @@ only 5 % of the coordinates are sent.
 from __future__ import annotations
 
 from collections.abc import Iterator
+from dataclasses import dataclass
 
 import numpy as np
 import numpy.typing as npt
@@ -28,7 +29,6 @@ from fedge.codecs.base import LARGEST, Mask, Sum, Vector, add_weighted
 from fedge.codecs.plan import Plan, Run
 from fedge.codecs.rotation import BLOCK
 
-VERSION = 1
 HEADROOM = 32.0
 LANES = 16
 CHUNK = 16  # blocks worked on at once: their intermediates of 256 KiB stay in cache
@@ -36,17 +36,28 @@ CHUNK = 16  # blocks worked on at once: their intermediates of 256 KiB stay in c
 Doubles = npt.NDArray[np.float64]
 
 
+@dataclass(frozen=True, slots=True)
+class _Group:
+    """Blocks of one size that are worked on at once: where they lie, how long and how many they are."""
+
+    here: slice
+    size: int
+    first: int  # of their scales
+    count: int
+    signs: int  # number of the first, for its signs
+    run: Run
+
+
 def encode(x: Vector, plan: Plan, seed: int) -> bytes:
     """Encode finite ``x``, float32 ``[plan.size]``."""
     found, codes = [np.empty(0)], []
-    for first, count, run in _groups(plan):
-        part = x[first * BLOCK : min((first + count) * BLOCK, plan.size)].reshape(count, -1)
-        scale, packed = _encode_blocks(part, run, seed, first)
+    for group in _groups(plan):
+        scale, packed = _encode_blocks(x[group.here].reshape(group.count, -1), group.run, seed, group.signs)
         found.append(scale)
         codes.append(packed.tobytes())
     side = scales.pack(np.concatenate(found), seed)
     raw = x[plan.size - plan.raw :].astype("<f4").tobytes()
-    return b"".join((bytes([VERSION]), side, *codes, raw))
+    return b"".join((bytes([plan.version]), side, *codes, raw))
 
 
 def decode(data: bytes, plan: Plan, seed: int, received: Mask | None) -> Vector:
@@ -67,20 +78,25 @@ def _decode_groups(data: bytes, plan: Plan, seed: int, received: Mask | None) ->
     """Yield stretches of coordinates and their values, rotated blocks only."""
     factors = scales.values(*scales.read(data, plan.scales, 1))
     start = 1 + plan.scale_bytes
-    for first, count, run in _groups(plan):
-        here = slice(first * BLOCK, min((first + count) * BLOCK, plan.size))
-        n = (here.stop - here.start) // count
-        packed = np.frombuffer(data, np.uint8, count * run.size_bytes, start).reshape(count, -1)
+    for group in _groups(plan):
+        count = group.count
+        packed = np.frombuffer(data, np.uint8, count * group.run.size_bytes, start).reshape(count, -1)
         start += packed.size
-        mask = None if received is None else received[here].reshape(count, -1)
-        part = _decode_blocks(packed, run, factors[first : first + count], n, mask, seed, first)
-        yield here, part.reshape(-1)
+        mask = None if received is None else received[group.here].reshape(count, -1)
+        factor = factors[group.first : group.first + count]
+        part = _decode_blocks(packed, group.run, factor, group.size, mask, seed, group.signs)
+        yield group.here, part.reshape(-1)
 
 
-def _groups(plan: Plan) -> list[tuple[int, int, Run]]:
-    """Return (first block, number of blocks, run) of what is worked on at once."""
-    groups = [(first, min(CHUNK, plan.blocks - first), plan.full_run) for first in range(0, plan.blocks, CHUNK)]
-    return [*groups, (plan.blocks, 1, plan.tail_run)] if plan.tail else groups
+def _groups(plan: Plan) -> Iterator[_Group]:
+    """Yield what is worked on at once, in the order of the payload."""
+    for first in range(0, plan.blocks, CHUNK):
+        count = min(CHUNK, plan.blocks - first)
+        yield _Group(slice(first * BLOCK, (first + count) * BLOCK), BLOCK, first, count, first, plan.full_run)
+    start = plan.blocks * BLOCK
+    for k, (size, run) in enumerate(zip(plan.tails, plan.tail_runs, strict=True), plan.blocks):
+        yield _Group(slice(start, start + size), size, k, 1, plan.signs(k), run)
+        start += size
 
 
 def lane_sum(products: Doubles) -> Doubles:

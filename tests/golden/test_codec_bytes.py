@@ -3,7 +3,7 @@
 ``codecs/{codec}-{bits}-{size}.bin`` is the payload of :func:`vector` (of :func:`uneven` where the codec is called
 so) with the seed ``SEED``, ``decoded.json`` the
 SHA-256 of the float32 vector that it decodes to, with and without loss. A file is added with a new format and never
-changed.
+changed. What is still read and no longer written is listed in ``READ_ONLY``.
 """
 
 import hashlib
@@ -20,6 +20,7 @@ from tests.support.kernels import IMPLEMENTATIONS, implementation
 HERE = Path(__file__).parent / "codecs"
 DECODED = json.loads((HERE / "decoded.json").read_text())
 SEED = 20_260_101
+READ_ONLY = {"eden-1.5-1023", "eden-1.5-4096", "eden-2.3-4117", "eden-5.5-4096"}  # version 1 between whole bits
 
 
 def vector(size: int) -> np.ndarray:
@@ -52,11 +53,11 @@ def test_a_payload_is_written_and_read_as_on_the_day_it_was_promised(path):
     make = uneven if name.endswith("-uneven") else vector
     data = path.read_bytes()
     received = seeds.uniform(5, d) < 0.7
-    assert codec.encode(make(d), SEED) == data
+    assert codec.encode(make(d), SEED) == data or path.stem in READ_ONLY
     decoded = codec.decode(data, d, SEED), codec.decode(data, d, SEED, received)
     assert [digest(x) for x in decoded] == DECODED[path.stem]
 
 
 def test_every_promise_has_its_file():
     assert sorted(DECODED) == sorted(path.stem for path in HERE.glob("*.bin"))
-    assert len(DECODED) >= 40
+    assert len(DECODED) >= 40 and set(DECODED) > READ_ONLY

@@ -31,7 +31,7 @@ def test_any_finite_vector_survives_in_shape_and_stays_finite(codec: Codec, x, s
 def test_bytes_from_anywhere_decode_to_finite_numbers_or_are_refused(codec: Codec, size, seed, draw):
     expected = codec.size_bytes(size)
     junk = np.random.default_rng(draw.draw(st.integers(0, 2**32))).bytes(expected)
-    versions = [b"\x01" + junk[1:], b"\x02" + junk[1:], junk]
+    versions = [b"\x01" + junk[1:], b"\x02" + junk[1:], b"\x04" + junk[1:], junk]
     data = draw.draw(st.one_of(st.sampled_from(versions), st.binary(max_size=200)))
     try:
         x_hat = codec.decode(data, size, seed)

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 from fedge.codecs import Codec, Eden, Identity
 
-EDEN_RATES = (0.05, 0.3, 0.5, 1.0, 1.5, 2.0, 2.7, 3.0, 4.0, 4.2, 5.0, 5.5, 6.0, 7.0, 7.9, 8.0)
+EDEN_RATES = (0.05, 0.3, 0.5, 1.0, 1.5, 1.6, 2.0, 2.7, 3.0, 3.4, 4.0, 4.2, 5.0, 5.5, 6.0, 7.0, 7.9, 8.0)
 
 
 @dataclass(frozen=True, slots=True)

@@ -34,21 +34,26 @@ enum {
     SMALLEST_ROTATED = 32,
     LANES = 16,
     MANTISSA = 2048,
-    MAX_WIDTH = 8,
-    TABLE = 255,     /* entries of the tables of widths 1..8: 1 + 2 + 4 + .. + 128 */
+    TRIT = 8,        /* widths 1..8 are bits; 9..15 a trit above 0..6 bits: packing.py */
+    WIDTHS = 15,
+    TABLE = 446,     /* entries of the tables of all widths: 1 + 2 + 4 + .. + 128, 2 + 3 + 6 + 12 + .. + 96 */
+    BITS_TABLE = 255,
     MAX_CELLS = 512, /* of the grid that finds a level */
-    VERSION = 1,
+    WIDTHS_ALONE = 1, /* versions: plan.py */
+    WITH_TRITS = 4,
+    MOST_TAILS = 2,
+    NUMBERS_OF_A_TAIL = 3,
 };
 
 static const double HEADROOM = 32.0;
 static const uint64_t GAMMA = 0x9E3779B97F4A7C15u;
 
 typedef struct {
-    int width, high, low; /* `high` codes of width + 1 bits, then `low` codes of width bits */
+    int width, wide, high, low; /* `high` codes of `wide`, then `low` codes of `width` */
 } Run;
 
 typedef struct {
-    int start, count, width;
+    int start, count, width, wide;
 } Part;
 
 typedef struct {
@@ -76,8 +81,8 @@ typedef struct {
     const float *tables;
     double *scales;
     Py_ssize_t size, blocks, scale_count, scale_bytes;
-    int tail, raw, finite;
-    Run full_run, tail_run;
+    int version, tail_count, tails[MOST_TAILS], raw, finite;
+    Run full_run, tail_runs[MOST_TAILS];
     uint64_t base, scale_base; /* streams of signs and of the rounding of scales */
     Grid grids[2];
     float levels[2][256]; /* centroids of both widths by code; when decoding, times what the rotation leaves */
@@ -192,25 +197,47 @@ static inline uint64_t word(uint64_t seed, uint64_t index) {
     return z ^ (z >> 31);
 }
 
-static inline const float *centroids_of(const float *tables, int width) { return tables + (1 << (width - 1)) - 1; }
+static inline int levels_of(int width) { return width <= TRIT ? 1 << width : 3 << (width - TRIT - 1); }
+
+static inline const float *centroids_of(const float *tables, int width) {
+    return tables + levels_of(width) / 2 - 1 + (width <= TRIT ? 0 : BITS_TABLE);
+}
+
 static inline const float *thresholds_of(const float *tables, int width) { return centroids_of(tables, width) + TABLE; }
 
 static inline int parts_of(Run run, Part parts[2]) {
     int count = 0;
-    if (run.high) parts[count++] = (Part){0, run.high, run.width + 1};
-    if (run.low) parts[count++] = (Part){run.high, run.low, run.width};
+    if (run.high) parts[count++] = (Part){0, run.high, run.wide, 1};
+    if (run.low) parts[count++] = (Part){run.high, run.low, run.width, 0};
     return count;
 }
 
 static inline Py_ssize_t packed_bytes(int count, int width) {
-    Py_ssize_t total = 0;
-    for (int bits = 8; bits; bits /= 2)
-        if (width & bits) total += (count * bits + 7) / 8;
+    Py_ssize_t total = width <= TRIT ? 0 : (count + 4) / 5;
+    for (int bits = 8, below = width <= TRIT ? width : width - TRIT - 1; bits; bits /= 2)
+        if (below & bits) total += (count * bits + 7) / 8;
     return total;
 }
 
 static inline Py_ssize_t run_bytes(Run run) {
-    return packed_bytes(run.high, run.width + 1) + packed_bytes(run.low, run.width);
+    return packed_bytes(run.high, run.wide) + packed_bytes(run.low, run.width);
+}
+
+/* Of rotated block number k: its size, its first coordinate, the number its signs are drawn with, its codes. */
+static inline int size_of(const Job *job, Py_ssize_t k) {
+    return k < job->blocks ? BLOCK : job->tails[k - job->blocks];
+}
+
+static inline Py_ssize_t start_of(const Job *job, Py_ssize_t k) {
+    return k <= job->blocks ? k * BLOCK : job->blocks * BLOCK + job->tails[0];
+}
+
+static inline uint64_t signs_of(const Job *job, Py_ssize_t k) {
+    return (uint64_t)(k <= job->blocks ? k : k + NUMBERS_OF_A_TAIL - 1);
+}
+
+static inline Run run_of(const Job *job, Py_ssize_t k) {
+    return k < job->blocks ? job->full_run : job->tail_runs[k - job->blocks];
 }
 
 /* All centroids of the widths of `run` times `factor`, indexed by code, over and over up to 16 entries. */
@@ -218,11 +245,12 @@ static inline void make_levels(Job *job, Run run, float factor) {
     Part parts[2];
     int count = parts_of(run, parts);
     for (int p = 0; p < count; p++) {
-        int width = parts[p].width, half = 1 << (width - 1);
-        const float *c = centroids_of(job->tables, width);
-        float *levels = job->levels[width - run.width];
-        for (int j = 0; j < half; j++) levels[half + j] = c[j] * factor, levels[half - 1 - j] = -c[j] * factor;
-        for (int j = 2 * half; j < 16; j++) levels[j] = levels[j - 2 * half];
+        int count = levels_of(parts[p].width), half = count / 2;
+        const float *c = centroids_of(job->tables, parts[p].width);
+        float *levels = job->levels[parts[p].wide];
+        for (int j = 0; j < count - half; j++)
+            levels[count - 1 - half - j] = -c[j] * factor, levels[half + j] = c[j] * factor; /* a zero last: +0 */
+        for (int j = count; j < 16; j++) levels[j] = levels[j - count];
     }
 }
 

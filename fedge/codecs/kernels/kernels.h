@@ -66,6 +66,7 @@ INLINE void ask_all(const uint8_t *from, Py_ssize_t size) {
 
 #include "rotation.h"
 #include "tail.h"
+#include "trits.h"
 #include "quantize.h"
 #include "pack.h"
 
@@ -89,7 +90,7 @@ INLINE double send(const Job *job, float *y, float inverse_sigma, Run run, uint8
         Part part = parts[p];
         for (int at = 0; at < part.count; at += STEP) {
             int n = part.count - at < STEP ? part.count - at : STEP, k = 0;
-            quantize(job, y + done + held, inverse_sigma, n, part.width, part.width - run.width, codes + at, q + held);
+            quantize(job, y + done + held, inverse_sigma, n, part.width, part.wide, codes + at, q + held);
             for (held += n; held >= LANES; held -= LANES, k += LANES) add_products(&sums, y + done + k, q + k);
             if (held) memcpy(q, q + k, sizeof(float) * LANES);
             done += k;
@@ -125,7 +126,7 @@ INLINE double encode_block(const Job *job, const float *x, int n, Run run, uint6
         energy = found.energy, product = found.product, *peak = found.peak;
     } else {
         for (int i = 0; i < n; i++) a[i] = x[i] * factor;
-        rotate_tail(a, b, n, job->base, SETS_PER_BLOCK * block);
+        rotate_tail(a, b, n, job->base, SETS_PER_BLOCK * signs_of(job, (Py_ssize_t)block));
         memset(a + n, 0, sizeof(float) * LANES);
         energy = energy_of(a, n);
     }
@@ -166,21 +167,21 @@ static void pack_scales(Job *job) {
 
 ISA static void encode(Job *job) {
     uint8_t *to = job->payload + 1 + job->scale_bytes;
-    Py_ssize_t full_bytes = run_bytes(job->full_run);
-    job->payload[0] = VERSION;
+    job->payload[0] = (uint8_t)job->version;
     uint32_t peak = 0;
     for (Py_ssize_t k = 0; k < job->scale_count; k++) {
-        int n = k < job->blocks ? BLOCK : job->tail;
-        Run run = k < job->blocks ? job->full_run : job->tail_run;
-        const float *x = job->x + k * BLOCK, *next = k + 1 < job->blocks ? x + BLOCK : NULL;
-        if (k == 0 || k == job->blocks) peak = peak_of(x, n);
-        job->scales[k] = encode_block(job, x, n, run, (uint64_t)k, to + k * full_bytes, next, &peak);
+        int n = size_of(job, k);
+        Run run = run_of(job, k);
+        const float *x = job->x + start_of(job, k), *next = k + 1 < job->blocks ? x + BLOCK : NULL;
+        if (k == 0 || k >= job->blocks) peak = peak_of(x, n);
+        job->scales[k] = encode_block(job, x, n, run, (uint64_t)k, to, next, &peak);
         if (job->scales[k] < 0) return;
+        to += run_bytes(run);
     }
     const float *raw = job->x + job->size - job->raw;
     for (int i = 0; i < job->raw; i++)
         if (!isfinite(raw[i])) return;
-    memcpy(to + job->blocks * full_bytes + run_bytes(job->tail_run), raw, sizeof(float) * (size_t)job->raw);
+    memcpy(to, raw, sizeof(float) * (size_t)job->raw);
     if (job->scale_count) pack_scales(job);
     job->finite = 1;
 }
@@ -262,12 +263,12 @@ ISA static void decode_other(const Job *job, float *a, float *b, float s, int n,
     else if (n == BLOCK) {
         decode_full(job, NULL, a, 1.0f, block, a, INTO_FLOATS);
     } else {
-        unrotate_tail(a, b, n, job->base, SETS_PER_BLOCK * block);
+        unrotate_tail(a, b, n, job->base, SETS_PER_BLOCK * signs_of(job, (Py_ssize_t)block));
     }
     for (int i = 0; i < n; i++) a[i] *= s;
     if (s > 0x1p100f)
         for (int i = 0; i < n; i++) a[i] = a[i] > FLT_MAX ? FLT_MAX : a[i] < -FLT_MAX ? -FLT_MAX : a[i];
-    deliver(job, a, (Py_ssize_t)block * BLOCK, n);
+    deliver(job, a, start_of(job, (Py_ssize_t)block), n);
 }
 
 ISA static void decode_block(const Job *job, const uint8_t *from, int n, Run run, uint64_t block) {
@@ -282,13 +283,14 @@ ISA static void decode_block(const Job *job, const uint8_t *from, int n, Run run
     for (int p = 0; p < count && !direct; p++) {
         Part part = parts[p];
         unpack(from, part.count, part.width, codes);
-        dequantize(codes, job->levels[part.width - run.width], part.count, part.width, a + part.start);
+        dequantize(codes, job->levels[part.wide], part.count, part.width, a + part.start);
         from += packed_bytes(part.count, part.width);
     }
     if (sent < BLOCK) memset(a + sent, 0, sizeof(float) * (size_t)(BLOCK - sent));
-    if (job->received) scale *= drop_lost(job, a, run, job->received + block * BLOCK);
+    Py_ssize_t first = start_of(job, (Py_ssize_t)block);
+    if (job->received) scale *= drop_lost(job, a, run, job->received + first);
     float s = (float)(scale < FLT_MAX ? scale : FLT_MAX);
-    uint8_t *out = (uint8_t *)job->out + block * BLOCK * (job->target == ONTO_DOUBLES ? sizeof(double) : sizeof(float));
+    uint8_t *out = (uint8_t *)job->out + (size_t)first * (job->target == ONTO_DOUBLES ? sizeof(double) : sizeof(float));
     const uint8_t *source = direct ? from : NULL;
     if (n != BLOCK || s == 0 || s > 0x1p100f)
         decode_other(job, a, b, s, n, block);
@@ -298,11 +300,11 @@ ISA static void decode_block(const Job *job, const uint8_t *from, int n, Run run
 
 ISA static void decode(Job *job) {
     const uint8_t *from = job->data + 1 + job->scale_bytes;
-    Py_ssize_t full_bytes = run_bytes(job->full_run);
     for (Py_ssize_t k = 0; k < job->scale_count; k++) {
         int full = k < job->blocks;
-        Run run = full ? job->full_run : job->tail_run;
-        if (k == 0 || k == job->blocks) make_levels(job, run, (float)(full ? HEADROOM / BLOCK : HEADROOM));
-        decode_block(job, from + k * full_bytes, full ? BLOCK : job->tail, run, (uint64_t)k);
+        Run run = run_of(job, k);
+        if (k == 0 || !full) make_levels(job, run, (float)(full ? HEADROOM / BLOCK : HEADROOM));
+        decode_block(job, from, size_of(job, k), run, (uint64_t)k);
+        from += run_bytes(run);
     }
 }

@@ -26,7 +26,7 @@ static int choose(const char *name) {
 /* Cells so narrow that none holds two thresholds. */
 static void make_grid(Grid *grid, const float *tables, int width) {
     const float *t = thresholds_of(tables, width);
-    int count = (1 << (width - 1)) - 1, seen = 0;
+    int count = levels_of(width) / 2 - 1, seen = 0;
     float gap = t[0];
     for (int j = 1; j < count; j++) gap = t[j] - t[j - 1] < gap ? t[j] - t[j - 1] : gap;
     grid->per_unit = 1.02f / gap;
@@ -37,8 +37,8 @@ static void make_grid(Grid *grid, const float *tables, int width) {
 }
 
 static int valid_run(Run run, int n) {
-    return run.width >= 1 && run.width <= MAX_WIDTH && run.high >= 0 && run.low >= 0 && run.high <= n &&
-           run.low <= n - run.high && (run.high == 0 || run.width < MAX_WIDTH);
+    return run.width >= 1 && run.width <= WIDTHS && run.wide >= 1 && run.wide <= WIDTHS && run.high >= 0 &&
+           run.low >= 0 && run.high <= n && run.low <= n - run.high;
 }
 
 /* Cut the vector up and check that every length fits; returns the payload's length, -1 with an error set. */
@@ -46,23 +46,30 @@ static Py_ssize_t prepare(Job *job, Py_ssize_t size, const Py_buffer *tables, ui
     int rest = (int)(size % BLOCK);
     job->size = size;
     job->blocks = size / BLOCK;
-    job->tail = rest >= SMALLEST_ROTATED ? rest : 0;
-    job->raw = rest - job->tail;
-    job->scale_count = job->blocks + (job->tail > 0);
+    if (job->version == WITH_TRITS && rest > 0 && rest < SMALLEST_ROTATED && job->blocks) {
+        job->blocks--;
+        job->tail_count = 2, job->tails[0] = (BLOCK + rest + 1) / 2, job->tails[1] = (BLOCK + rest) / 2;
+    } else {
+        job->tail_count = rest >= SMALLEST_ROTATED, job->tails[0] = job->tail_count ? rest : 0;
+        job->raw = rest - job->tails[0];
+    }
+    job->scale_count = job->blocks + job->tail_count;
     job->scale_bytes = job->scale_count == 0 ? 0 : job->scale_count == 1 ? 4 : 4 + 2 * job->scale_count;
     job->base = word(seed, 0);
     job->scale_base = word(seed, 1);
     job->tables = tables->buf;
     if (tables->len != (Py_ssize_t)(2 * TABLE * sizeof(float))) {
-        PyErr_SetString(PyExc_ValueError, "tables must be 510 float32");
+        PyErr_Format(PyExc_ValueError, "tables must be %d float32", 2 * TABLE);
         return -1;
     }
-    if (!valid_run(job->full_run, BLOCK) || !valid_run(job->tail_run, job->tail)) {
-        PyErr_SetString(PyExc_ValueError, "a run does not fit its block");
+    int valid = valid_run(job->full_run, BLOCK);
+    for (int k = 0; k < MOST_TAILS; k++) valid &= valid_run(job->tail_runs[k], job->tails[k]);
+    if (!valid || (job->version != WIDTHS_ALONE && job->version != WITH_TRITS)) {
+        PyErr_SetString(PyExc_ValueError, "a run does not fit its block, or the version is none");
         return -1;
     }
-    return 1 + job->scale_bytes + job->blocks * run_bytes(job->full_run) + run_bytes(job->tail_run) +
-           (Py_ssize_t)sizeof(float) * job->raw;
+    return 1 + job->scale_bytes + job->blocks * run_bytes(job->full_run) + run_bytes(job->tail_runs[0]) +
+           run_bytes(job->tail_runs[1]) + (Py_ssize_t)sizeof(float) * job->raw;
 }
 
 static PyObject *encode_checked(Job *job, Py_ssize_t expected) {
@@ -75,11 +82,11 @@ static PyObject *encode_checked(Job *job, Py_ssize_t expected) {
     }
     job->payload = (uint8_t *)PyBytes_AsString(data);
     for (int wide = 0; wide < 2; wide++) {
-        int width = job->full_run.width + wide;
-        if (width > 4 && width <= MAX_WIDTH) make_grid(&job->grids[wide], job->tables, width);
+        int width = wide ? job->full_run.wide : job->full_run.width;
+        if (levels_of(width) > 16) make_grid(&job->grids[wide], job->tables, width);
     }
     make_levels(job, job->full_run, 1.0f);
-    make_levels(job, job->tail_run, 1.0f);
+    for (int k = 0; k < MOST_TAILS; k++) make_levels(job, job->tail_runs[k], 1.0f);
     Py_BEGIN_ALLOW_THREADS
     kernels->encode(job);
     Py_END_ALLOW_THREADS
@@ -89,8 +96,13 @@ static PyObject *encode_checked(Job *job, Py_ssize_t expected) {
     Py_RETURN_NONE;
 }
 
-PyDoc_STRVAR(encode_doc, "encode(x, seed, size_bytes, width, high, low, tail_width, tail_high, tail_low, tables)\n"
-                         "Return the payload, or None if a coordinate is not finite.");
+/* Levels and grids are made once for all blocks. */
+static int same_widths(Run a, Run b) { return a.width == b.width && a.wide == b.wide; }
+
+PyDoc_STRVAR(encode_doc,
+             "encode(x, seed, size_bytes, version, full, tail, last, tables)\n"
+             "Return the payload, or None if a coordinate is not finite. `full`, `tail` and `last` are runs (width, wide,\n"
+             "high, low) of full blocks and of up to two tails: plan.py.");
 
 static PyObject *encode(PyObject *Py_UNUSED(module), PyObject *args) {
     Py_buffer x, tables;
@@ -99,14 +111,16 @@ static PyObject *encode(PyObject *Py_UNUSED(module), PyObject *args) {
     PyObject *result = NULL;
     Job job;
     memset(&job, 0, sizeof job);
-    Run *full = &job.full_run, *tail = &job.tail_run;
-    if (!PyArg_ParseTuple(args, "y*Kniiiiiiy*", &x, &seed, &expected, &full->width, &full->high, &full->low,
-                          &tail->width, &tail->high, &tail->low, &tables))
+    Run *full = &job.full_run, *tail = &job.tail_runs[0], *last = &job.tail_runs[1];
+    if (!PyArg_ParseTuple(args, "y*Kni(iiii)(iiii)(iiii)y*", &x, &seed, &expected, &job.version, &full->width,
+                          &full->wide, &full->high, &full->low, &tail->width, &tail->wide, &tail->high, &tail->low,
+                          &last->width, &last->wide, &last->high, &last->low, &tables))
         return NULL;
     actual = prepare(&job, x.len / (Py_ssize_t)sizeof(float), &tables, seed);
     job.x = x.buf;
     if (actual >= 0 && (actual != expected || x.len % (Py_ssize_t)sizeof(float) ||
-                        (job.tail && tail->width != full->width)))
+                        (job.tail_count && !same_widths(*tail, *full)) ||
+                        (job.tail_count > 1 && !same_widths(*last, *full))))
         PyErr_Format(PyExc_ValueError, "the payload would have %zd bytes, not %zd", actual, expected);
     else if (actual >= 0)
         result = encode_checked(&job, expected);
@@ -116,8 +130,7 @@ static PyObject *encode(PyObject *Py_UNUSED(module), PyObject *args) {
 }
 
 PyDoc_STRVAR(decode_doc,
-             "decode(data, out, size, target, weight, seed, width, high, low, tail_width, tail_high, tail_low,\n"
-             "       tables, gains, received)\n"
+             "decode(data, out, size, target, weight, seed, version, full, tail, last, tables, gains, received)\n"
              "Decode the rotated blocks into or onto `out`; raw coordinates are left alone. Target 0: out = x in\n"
              "float32; 1, 2: out += weight * x, computed in float64, for float32 and float64 `out`. `received` is\n"
              "bool in block order, or None.");
@@ -129,9 +142,11 @@ static PyObject *decode(PyObject *Py_UNUSED(module), PyObject *args) {
     int target;
     Job job;
     memset(&job, 0, sizeof job);
-    Run *full = &job.full_run, *tail = &job.tail_run;
-    if (!PyArg_ParseTuple(args, "y*w*nidKiiiiiiy*y*z*", &data, &out, &size, &target, &job.weight, &seed, &full->width,
-                          &full->high, &full->low, &tail->width, &tail->high, &tail->low, &tables, &gains, &received))
+    Run *full = &job.full_run, *tail = &job.tail_runs[0], *last = &job.tail_runs[1];
+    if (!PyArg_ParseTuple(args, "y*w*nidKi(iiii)(iiii)(iiii)y*y*z*", &data, &out, &size, &target, &job.weight, &seed,
+                          &job.version, &full->width, &full->wide, &full->high, &full->low, &tail->width, &tail->wide,
+                          &tail->high, &tail->low, &last->width, &last->wide, &last->high, &last->low, &tables, &gains,
+                          &received))
         return NULL;
     Py_ssize_t item = target == ONTO_DOUBLES ? (Py_ssize_t)sizeof(double) : (Py_ssize_t)sizeof(float), actual = -1;
     if (size < 0 || out.len % item || out.len / item != size || target < INTO_FLOATS || target > ONTO_DOUBLES)
@@ -140,7 +155,7 @@ static PyObject *decode(PyObject *Py_UNUSED(module), PyObject *args) {
         actual = prepare(&job, size, &tables, seed);
     job.data = data.buf, job.out = out.buf, job.gains = gains.buf, job.received = received.buf;
     job.target = (Target)target;
-    if (actual >= 0 && (actual != data.len || gains.len != (Py_ssize_t)(MAX_WIDTH * sizeof(double)) ||
+    if (actual >= 0 && (actual != data.len || gains.len != (Py_ssize_t)(WIDTHS * sizeof(double)) ||
                         (received.buf && received.len != job.size)))
         PyErr_Format(PyExc_ValueError, "expected %zd bytes and buffers that fit them, got %zd", actual, data.len);
     else if (actual >= 0) {

@@ -43,19 +43,23 @@ INLINE void unpack_plane(const uint8_t *from, int n, int bits, int shift, uint8_
 }
 
 INLINE void unpack(const uint8_t *from, int n, int width, uint8_t *codes) {
-    int shift = 0;
+    int shift = 0, trits = width > TRIT;
+    if (trits) width -= TRIT + 1;
     if (width & 8) unpack_plane(from, n, 8, shift, codes), from += n, shift += 8;
     if (width & 4) unpack_plane(from, n, 4, shift, codes), from += (n * 4 + 7) / 8, shift += 4;
     if (width & 2) unpack_plane(from, n, 2, shift, codes), from += (n * 2 + 7) / 8, shift += 2;
-    if (width & 1) unpack_plane(from, n, 1, shift, codes);
+    if (width & 1) unpack_plane(from, n, 1, shift, codes), from += (n + 7) / 8, shift++;
+    if (trits) unpack_trits(from, n, shift, codes);
 }
 
 INLINE void pack(const uint8_t *codes, int n, int width, uint8_t *to) {
-    int shift = 0;
+    int shift = 0, trits = width > TRIT;
+    if (trits) width -= TRIT + 1;
     if (width & 8) pack_plane(codes, n, 8, shift, to), to += n, shift += 8;
     if (width & 4) pack_plane(codes, n, 4, shift, to), to += (n * 4 + 7) / 8, shift += 4;
     if (width & 2) pack_plane(codes, n, 2, shift, to), to += (n * 2 + 7) / 8, shift += 2;
-    if (width & 1) pack_plane(codes, n, 1, shift, to);
+    if (width & 1) pack_plane(codes, n, 1, shift, to), to += (n + 7) / 8, shift++;
+    if (trits) pack_trits(codes, n, shift, to);
 }
 
 /* What packing a whole block's codes of one bit gives: they are 1 where the sign bit is not set. */

@@ -80,13 +80,17 @@ INLINE void quantize(const Job *job, const float *y, float inverse_sigma, int n,
         case 2: quantize_narrow(y, inverse_sigma, n, 2, tables, levels, codes, q); break;
         case 3: quantize_narrow(y, inverse_sigma, n, 3, tables, levels, codes, q); break;
         case 4: quantize_narrow(y, inverse_sigma, n, 4, tables, levels, codes, q); break;
-        default: quantize_wide(y, inverse_sigma, n, 1 << (width - 1), grid, levels, codes, q);
+        default:
+            if (width > TRIT)
+                quantize_trits(y, inverse_sigma, n, width, tables, grid, levels, codes, q);
+            else
+                quantize_wide(y, inverse_sigma, n, 1 << (width - 1), grid, levels, codes, q);
     }
 }
 
 /* Works on whole vectors, like quantize_narrow. */
 INLINE void dequantize(const uint8_t *codes, const float *levels, int n, int width, float *q) {
-    if (width > 4) {
+    if (levels_of(width) > 16) {
         for (int i = 0; i < n; i++) q[i] = levels[codes[i]];
         return;
     }

@@ -10,7 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from fedge.codecs import Eden, eden, lloyd, native, native_available, native_status, twin
-from fedge.codecs.plan import plan
+from fedge.codecs.plan import Plan, plan, versions
 
 needs_native = pytest.mark.skipif(not native_available(), reason=native_status())
 SETS = [name for name in ("avx512", "avx2", "baseline") if native_available() and native.kernels.use_isa(name)]
@@ -32,19 +32,24 @@ def vector(kind: str, size: int, seed: int) -> np.ndarray:
     return np.clip(x * scale, -3.4e38, 3.4e38).astype(np.float32)
 
 
-def assert_same_sum(data: bytes, x_hat: np.ndarray, call: tuple, mask: np.ndarray | None, isa: str) -> None:
+def assert_same_sum(
+    data: bytes, x_hat: np.ndarray, rotated: int, call: tuple, mask: np.ndarray | None, isa: str
+) -> None:
     for dtype, target in ((np.float32, 1), (np.float64, 2)):
         total = np.linspace(-1, 1, x_hat.size).astype(dtype)
         expected = total.copy()
         with np.errstate(over="ignore"):
             expected += np.float64(-2.3) * x_hat
         native.kernels.decode(data, total, total.size, target, -2.3, *call, lloyd.TABLES, eden._GAINS, mask)
-        rotated = plan(1.0, x_hat.size).blocks * 4096 + plan(1.0, x_hat.size).tail
         assert total[:rotated].tobytes() == expected[:rotated].tobytes(), (isa, dtype)
 
 
 def assert_same(x: np.ndarray, bits: float, seed: int, received: np.ndarray, sets: list[str]) -> None:
-    shape = plan(bits, x.size)
+    for version in versions(bits, x.size):
+        assert_same_payload(x, plan(bits, x.size, version), seed, received, sets)
+
+
+def assert_same_payload(x: np.ndarray, shape: Plan, seed: int, received: np.ndarray, sets: list[str]) -> None:
     rotated = x.size - shape.raw
     runs = eden._runs(shape)
     data = twin.encode(x, shape, seed)
@@ -57,17 +62,17 @@ def assert_same(x: np.ndarray, bits: float, seed: int, received: np.ndarray, set
             native.kernels.decode(data, out, out.size, 0, 1.0, seed, *runs, lloyd.TABLES, eden._GAINS, mask)
             assert out[:rotated].tobytes() == decoded[:rotated].tobytes(), isa
             assert np.isfinite(out).all()
-            assert_same_sum(data, decoded, (seed, *runs), mask, isa)
+            assert_same_sum(data, decoded, rotated, (seed, *runs), mask, isa)
     native.kernels.use_isa(FASTEST)
 
 
 @needs_native
 @pytest.mark.parametrize("kind", ["normal", "sparse", "wild", "half zero", "huge", "tiny"])
-@pytest.mark.parametrize("size", [0, 1, 31, 32, 33, 100, 128, 2047, 4095, 4096, 4097, 5000, 12_500])
+@pytest.mark.parametrize("size", [0, 1, 31, 32, 33, 100, 128, 2047, 4095, 4096, 4097, 5000, 8192 + 31, 12_500])
 def test_both_give_the_same_bytes_and_floats_at_every_width(kind, size):
     x = vector(kind, size, seed=size)
     received = np.random.default_rng(1).random(size) < 0.8
-    for bits in (0.05, 0.3, 1, 1.5, 2, 2.7, 3, 4, 4.2, 5, 6, 7, 7.9, 8):
+    for bits in (0.05, 0.3, 1, 1.3, 1.6, 2, 2.5, 2.7, 3, 3.8, 4, 4.2, 5, 5.7, 6, 6.6, 7, 7.9, 8):
         assert_same(x, bits, seed=int(bits * 1000) + size, received=received, sets=SETS)
 
 
@@ -87,21 +92,43 @@ def test_both_agree_on_whatever_is_drawn(size, bits, seed, kind, loss):
 
 @needs_native
 def test_more_blocks_than_the_twin_works_on_at_once():
-    x = vector("normal", 4096 * (twin.CHUNK + 3) + 50, seed=1)
-    assert_same(x, 1.5, seed=8, received=np.random.default_rng(1).random(x.size) < 0.5, sets=SETS)
+    for rest in (50, 17):
+        x = vector("normal", 4096 * (twin.CHUNK + 3) + rest, seed=1)
+        assert_same(x, 1.5, seed=8, received=np.random.default_rng(1).random(x.size) < 0.5, sets=SETS)
+
+
+@needs_native
+@pytest.mark.parametrize("bits", [1.6, 2.3, 3.9, 5.4])
+def test_trits_that_no_encoder_writes_decode_alike_everywhere(bits):
+    size = 4096 + 777
+    shape, rng = plan(bits, size), np.random.default_rng(3)
+    good = twin.encode(vector("normal", size, seed=1), shape, seed=2)
+    codes = rng.integers(243, 256, len(good) - 1 - shape.scale_bytes).astype(np.uint8)
+    data = good[: 1 + shape.scale_bytes] + codes.tobytes()
+    expected = twin.decode(data, shape, 2, None)
+    assert np.isfinite(expected).all()
+    for isa in SETS:
+        native.kernels.use_isa(isa)
+        assert Eden(bits).decode(data, size, seed=2).tobytes() == expected.tobytes(), isa
+    native.kernels.use_isa(FASTEST)
 
 
 @needs_native
 def test_the_extension_refuses_buffers_that_do_not_fit_each_other():
     x, out, good = np.zeros(100, np.float32), np.zeros(100, np.float32), Eden(2.0).encode(np.zeros(100), 1)
     runs, tables, gains = eden._runs(plan(2.0, 100)), lloyd.TABLES, eden._GAINS
+    none = (1, 1, 0, 0)
     for call in (
         lambda: native.kernels.encode(x, 1, len(good) - 1, *runs, tables),
         lambda: native.kernels.encode(x, 1, len(good), *runs, tables[:-1]),
-        lambda: native.kernels.encode(x, 1, len(good), 9, 0, 0, 9, 0, 0, tables),
-        lambda: native.kernels.encode(x, 1, len(good), 2, 0, 4097, 2, 0, 100, tables),
-        lambda: native.kernels.encode(x, 1, len(good), 8, 8, 0, 8, 8, 0, tables),
-        lambda: native.kernels.encode(x, 1, len(good), 2, -5, 4096, 2, -5, 100, tables),
+        lambda: native.kernels.encode(x, 1, len(good), 3, *runs[1:], tables),
+        lambda: native.kernels.encode(x, 1, len(good), 1, (16, 2, 0, 0), (16, 2, 0, 100), none, tables),
+        lambda: native.kernels.encode(x, 1, len(good), 1, (2, 16, 0, 0), (2, 16, 0, 100), none, tables),
+        lambda: native.kernels.encode(x, 1, len(good), 1, (2, 3, 0, 4097), (2, 3, 0, 100), none, tables),
+        lambda: native.kernels.encode(x, 1, len(good), 1, (2, 3, 0, 4096), (2, 3, 1, 100), none, tables),
+        lambda: native.kernels.encode(x, 1, len(good), 1, (2, 3, 0, 4096), (2, 3, -5, 100), none, tables),
+        lambda: native.kernels.encode(x, 1, len(good), 1, (2, 3, 0, 4096), (2, 3, 0, 100), (2, 3, 0, 1), tables),
+        lambda: native.kernels.encode(x, 1, len(good), 1, (2, 3, 0, 4096), (2, 4, 0, 100), none, tables),
         lambda: native.kernels.decode(good[:-1], out, out.size, 0, 1.0, 1, *runs, tables, gains, None),
         lambda: native.kernels.decode(good, out[:-1], out[:-1].size, 0, 1.0, 1, *runs, tables, gains, None),
         lambda: native.kernels.decode(good, out, out.size, 0, 1.0, 1, *runs, tables, gains[:-1], None),
