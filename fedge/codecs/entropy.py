@@ -155,22 +155,55 @@ def encode_together(parts: Sequence[tuple[Vector, int, Chunks]], bits: float, mo
         CodecError: a coordinate that is not finite.
     """
     known = {i: write_raw(x) for i, (x, _, _) in enumerate(parts) if x.size < SMALLEST_ROTATED}
-    ways = {i: sketch(x) for i, (x, _, _) in enumerate(parts) if i not in known}
-    prospects = {i: found for i in ways if (found := prospect(parts[i][0], parts[i][2]))}
-    budget = bits * sum(way.vector.size for way in ways.values())
-    at_slope = slope.solve(budget, [(prospects.get(i) or way).levels for i, way in ways.items()])
-    plain = sum(way.side_bytes for way in ways.values())
-    for i, to in prospects.items():
-        if _worth_grouping(ways[i], to, at_slope):
-            ways[i] = regroup(ways[i], to)
-    extra = sum(way.side_bytes for way in ways.values()) - plain
-    at_slope = slope.solve(budget - 8 * extra, [way.levels for way in ways.values()])
+    plain = {i: sketch(x) for i, (x, _, _) in enumerate(parts) if i not in known}
+    prospects = {i: found for i in plain if (found := prospect(parts[i][0], parts[i][2]))}
+    budget = bits * sum(way.vector.size for way in plain.values())
+    hoped = Levels.joined([(prospects.get(i) or way).levels for i, way in plain.items()])
+    at_slope = slope.solve(budget, [hoped])
+    worth = {i: to for i, to in prospects.items() if _worth_grouping(plain[i], to, at_slope)}
+    seeds, room = [seed for _, seed, _ in parts], most_bytes - sum(map(len, known.values()))
+    choices = [_Choice.of(plain, budget)]
+    if worth:
+        grouped = plain | {i: regroup(plain[i], to) for i, to in worth.items()}
+        extra = sum(grouped[i].side_bytes - plain[i].side_bytes for i in worth)
+        choices.append(_Choice.of(grouped, budget - 8 * extra))
+    for choice in sorted(choices, key=lambda choice: choice.error):
+        if (written := _write_within(room, choice, seeds)) is not None:
+            return [(known | written)[i] for i in range(len(parts))]
+    raise CodecError(f"expected room for {len(plain)} vectors at the coarsest steps, got {room} bytes")
+
+
+@dataclass(frozen=True, slots=True)
+class _Choice:
+    """One way to send an update. At the lowest rates, to say of which class each chunk is may take more than there is,
+    so what grouping gives is compared once more when all of it is known."""
+
+    ways: dict[int, Sketch]
+    budget: float
+    at_slope: int
+    error: float  # that is expected; inf if the codes cannot have so few bits
+
+    @classmethod
+    def of(cls, ways: dict[int, Sketch], budget: float) -> _Choice:
+        """Return ``ways`` with ``budget`` bits for codes."""
+        levels = Levels.joined([way.levels for way in ways.values()])
+        at_slope = slope.solve(budget, [levels])
+        fits = slope.bits_at(at_slope, [levels]) <= budget
+        return cls(ways, budget, at_slope, slope.error_at(at_slope, levels) if fits else math.inf)
+
+
+def _write_within(room: int, choice: _Choice, seeds: Sequence[int]) -> dict[int, bytes] | None:
+    """Return the payloads; None if the coarsest steps take more than ``room`` bytes."""
+    at_slope, ways = choice.at_slope, choice.ways
+    coarsest = slope.coarsest([way.levels for way in ways.values()])
     while True:
-        written = known | {i: write(way, at_slope, parts[i][1]) for i, way in ways.items()}
-        over = sum(map(len, written.values())) - most_bytes
-        if over <= 0 or not ways:
-            return [written[i] for i in range(len(parts))]
-        at_slope += 1 + int(8 * over * UNITS / max(budget, 1.0))
+        written = {i: write(way, at_slope, seeds[i]) for i, way in ways.items()}
+        over = sum(map(len, written.values())) - room
+        if over <= 0:
+            return written
+        if at_slope >= coarsest:
+            return None
+        at_slope = min(at_slope + 1 + int(8 * over * UNITS / max(choice.budget, 1.0)), coarsest)
 
 
 def side_bytes(size: int) -> int:
@@ -262,8 +295,6 @@ def _read_order(data: bytes, size: int) -> tuple[Ints, Cut, int]:
     if len(data) < start:
         raise CodecError(f"expected the chunks of {size} coordinates, got {len(data)} bytes")
     chunks = Chunks(*_CHUNKS.unpack_from(data, _HEAD.size))
-    if chunks.length == 0 or chunks.phase >= chunks.length:
-        raise CodecError(f"expected chunks that begin within their length, got {chunks.length} and {chunks.phase}")
     sizes = chunks.sizes(size)
     classes, taken = grouping.unpack_classes(np.frombuffer(data, np.uint8, -1, start), sizes.size)
     return grouping.order_of(classes, sizes), grouping.cut(grouping.runs_of(classes, sizes)), start + taken

@@ -37,10 +37,16 @@ Bytes = npt.NDArray[np.uint8]
 
 @dataclass(frozen=True, slots=True)
 class Chunks:
-    """Chunks of ``length`` coordinates; the first ends at ``phase`` if that is not 0, and the last may be shorter."""
+    """Chunks of ``length`` coordinates, 1 to 65,535; the first ends at ``phase`` < ``length`` if that is not 0, and the
+    last may be shorter. :class:`CodecError` if there are no such chunks."""
 
     length: int = CHUNK
     phase: int = 0
+
+    def __post_init__(self) -> None:
+        if not 0 <= self.phase < self.length <= LONGEST_CHUNK:
+            expected = f"chunks of 1 to {LONGEST_CHUNK} coordinates that begin within that"
+            raise CodecError(f"expected {expected}, got {self.length} and {self.phase}")
 
     def sizes(self, count: int) -> Ints:
         """Return how many coordinates every chunk of a vector of ``count`` has, int64."""

@@ -47,6 +47,14 @@ class Levels:
     levels: Ints
     true: Ints
 
+    @classmethod
+    def joined(cls, parts: Sequence[Levels]) -> Levels:
+        """Return the blocks of all ``parts``."""
+        none = np.empty(0, np.int64)
+        sizes = np.concatenate([none, *(part.sizes for part in parts)])
+        levels = np.concatenate([none, *(part.levels for part in parts)])
+        return cls(sizes, levels, np.concatenate([none, *(part.true for part in parts)]))
+
     def steps(self, slope: int) -> Ints:
         """Return the steps at ``slope`` relative to the true σ_k."""
         steps = steps_of(slope, self.levels) + self.levels - self.true
@@ -80,10 +88,15 @@ def price_of_bit(slope: int) -> float:
     return float(np.log(2) / 6 * np.exp2(2 * slope / UNITS))
 
 
+def coarsest(blocks: Sequence[Levels]) -> int:
+    """Return a slope at which all ``blocks`` have the coarsest step there is."""
+    return max((int(part.levels.max()) for part in blocks if part.levels.size), default=0) - _FIRST_NODE * 3
+
+
 def solve(bits: float, blocks: Sequence[Levels]) -> int:
     """Return the finest slope at which all ``blocks`` take at most ``bits``; the coarsest if none does."""
     low = min((int(part.levels.min()) for part in blocks if part.levels.size), default=0) + FINEST
-    high = max((int(part.levels.max()) for part in blocks if part.levels.size), default=0) - _FIRST_NODE * 3
+    high = coarsest(blocks)
     while low < high:
         middle = (low + high) // 2
         if bits_at(middle, blocks) <= bits:

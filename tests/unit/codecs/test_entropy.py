@@ -85,6 +85,25 @@ def test_uneven_energy_is_worth_several_times_less_error_and_is_grouped(bits):
     assert len(data) <= codec.size_bytes(x.size)
 
 
+@pytest.mark.parametrize("bits", [0.05, 0.1, 0.15, 0.3])
+@pytest.mark.parametrize("weak", [0.0, 2.0**-13])
+def test_classes_that_would_cost_more_than_they_give_are_not_sent(bits, weak, monkeypatch):
+    rng = np.random.default_rng(1)  # neighbours of unlike energy: up to 31 bits to name the class of 100 coordinates
+    rows = np.where(rng.random(300) < 0.3, 1.0, weak).repeat(100)
+    x, codec = (rows * rng.standard_normal(30_000)).astype(np.float32), Eden(bits, "entropy")
+    (data,) = codec.encode_all([Part(x, 1, rows=(100, 0))])
+    assert len(data) <= codec.size_bytes(x.size)
+    monkeypatch.setattr(entropy, "WORTH_GROUPING", 0.0)
+    (plain,) = codec.encode_all([Part(x, 1, rows=(100, 0))])
+    assert codec.error(data, x.size) < 1.05 * codec.error(plain, x.size)
+
+
+@pytest.mark.parametrize("rows", [(0, 0), (128, 128), (128, -1), (65_536, 0)])
+def test_rows_that_there_are_none_of_are_refused(rows):
+    with pytest.raises(CodecError, match="chunks of 1 to 65535"):
+        Eden(1.0, "entropy").encode_all([Part(normal(5000), 1, rows)])
+
+
 def test_knowing_the_rows_helps():
     x, codec = uneven(60_000, seed=3), Eden(1.0, "entropy")
     (blind,) = codec.encode_all([Part(x, 1)])
