@@ -5,9 +5,10 @@
 
 Error: vNMSE = ||x_hat - x||²/||x||² over the bits per weight that travel in frames, headers and all, on Gaussian,
 log-normal, heavy-tailed and sparse vectors and on real updates, beside the rate-distortion floor 1/(4^b - 1) and beside
-EDEN with one scale and one rate for the whole vector ("gain": its error over ours at the same number of bytes). Of real
-updates only the weights count: biases and the like travel as float32, and a table says how much that is. Without
-``--updates``, updates of wisdm are captured on the spot, whose data is shipped; for all three tasks:
+EDEN with one scale and one rate for the whole vector ("gain": its error over ours at the same number of bytes; without
+padding, and after the slash padded to a power of two). Of real updates only the weights count: biases and the like
+travel as float32, and a table says how much that is. Without ``--updates``, updates of wisdm are captured on the spot,
+whose data is shipped; for all three tasks:
 
     python -m benchmarks.capture_updates --out DIR --data DIR
 
@@ -87,6 +88,11 @@ def cpu() -> str:
     return names[0] if names else platform.machine()
 
 
+def _with_ratios(point: error.Point) -> dict[str, object]:
+    ratios = {"gain": point.gain, "gain_over_padded": point.gain_over_padded, "over_floor": point.over_floor}
+    return {**asdict(point), **ratios}
+
+
 def main() -> None:
     """Measure, print, and write what was found."""
     args = arguments()
@@ -106,7 +112,7 @@ def main() -> None:
     rows = speed.run_every(args.kernels, not args.no_twin, args.sizes, args.speed_bits, args.seconds)
     report = {
         "machine": machine,
-        "error": [{**asdict(point), "gain": point.gain, "over_floor": point.over_floor} for point in points],
+        "error": [_with_ratios(point) for point in points],
         "time": [row.to_json() for row in rows],
     }
     (args.out / "codecs.json").write_text(json.dumps(report, indent=1) + "\n")

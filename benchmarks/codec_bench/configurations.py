@@ -32,4 +32,7 @@ class Configuration:
         return update.encode_update(layout, delta, stream, self.name, bits, **self.options)
 
 
-CONFIGURATIONS: tuple[Configuration, ...] = (Configuration("eden", Eden),)
+CONFIGURATIONS: tuple[Configuration, ...] = (
+    Configuration("eden", Eden),
+    Configuration("eden, entropy", Eden.entropy_coded, name="eden-entropy"),
+)

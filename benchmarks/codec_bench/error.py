@@ -26,8 +26,8 @@ BITS = [0.05, 0.1, 0.25, 0.5, 1.0, 1.5, 2.0, 3.0, 4.0, 6.0, 8.0]
 class Point:
     """One input at one rate: means over ``encodes`` encodings.
 
-    ``whole_vector_eden`` and ``floor`` are theory at the very bytes that each encoding took, ``standard_error`` is of
-    ``vnmse`` over encodings.
+    ``whole_vector_eden``, ``padded_eden`` and ``floor`` are theory at the very bytes that each encoding took,
+    ``standard_error`` is of ``vnmse`` over encodings.
     """
 
     group: str
@@ -38,6 +38,7 @@ class Point:
     vnmse: float
     standard_error: float
     whole_vector_eden: float
+    padded_eden: float
     floor: float
     encodes: int
 
@@ -45,6 +46,11 @@ class Point:
     def gain(self) -> float:
         """How many times smaller the error is than that of whole-vector EDEN at the same number of bytes."""
         return self.whole_vector_eden / self.vnmse
+
+    @property
+    def gain_over_padded(self) -> float:
+        """The same over whole-vector EDEN that is padded to a power of two."""
+        return self.padded_eden / self.vnmse
 
     @property
     def over_floor(self) -> float:
@@ -55,7 +61,7 @@ class Point:
 def measure(configuration: Configuration, given: Input, bits: float) -> Point:
     """Encode and decode every vector of ``given``."""
     rows = list(_encodings(configuration, given, bits))
-    wire, vnmse, fixed, floor = np.array(rows).T
+    wire, vnmse, whole, padded, floor = np.array(rows).T
     return Point(
         given.group,
         given.label,
@@ -64,14 +70,15 @@ def measure(configuration: Configuration, given: Input, bits: float) -> Point:
         wire_bits=float(wire.mean()),
         vnmse=float(vnmse.mean()),
         standard_error=float(vnmse.std(ddof=1) / len(rows) ** 0.5) if len(rows) > 1 else 0.0,
-        whole_vector_eden=float(fixed.mean()),
+        whole_vector_eden=float(whole.mean()),
+        padded_eden=float(padded.mean()),
         floor=float(floor.mean()),
         encodes=len(rows),
     )
 
 
-def _encodings(configuration: Configuration, given: Input, bits: float) -> Iterator[tuple[float, float, float, float]]:
-    """Yield bits per weight, vNMSE of the weights, and theory's two vNMSEs at these bits."""
+def _encodings(configuration: Configuration, given: Input, bits: float) -> Iterator[tuple[float, ...]]:
+    """Yield bits per weight, vNMSE of the weights, and theory's three vNMSEs at these bits."""
     layout, weights = given.layout, given.weights
     wanted = [segment.index for segment in layout.segments if segment.kind is Kind.WEIGHT]
     for seed in range(given.repeats):
@@ -83,7 +90,7 @@ def _encodings(configuration: Configuration, given: Input, bits: float) -> Itera
             exact = x[:weights].astype(np.float64)
             wrong = decode_segments(layout, frames, stream, wanted)[:weights] - exact
             vnmse = float(wrong @ wrong) / float(exact @ exact)
-            yield wire, vnmse, theory.whole_vector_eden(wire), theory.floor(wire)
+            yield wire, vnmse, theory.whole_vector_eden(wire), theory.padded_eden(wire, weights), theory.floor(wire)
 
 
 def run(configurations: Iterable[Configuration], inputs: Iterable[Input], bits: Iterable[float]) -> list[Point]:

@@ -135,7 +135,7 @@ def measure(label: str, codec: Codec, x: Vector, implementation: str, budget_sec
 
 
 HEADER = (
-    f"{'made by':9} {'codec':9} {'bits':>5} {'size':>10} {'copy':>6}"
+    f"{'made by':9} {'codec':13} {'bits':>5} {'size':>10} {'copy':>6}"
     f" {'encode':>8} {'/copy':>7} {'torch/':>7} {'decode':>8} {'/copy':>7} {'torch/':>7}"
     f" {'acc32':>7} {'/copy':>7} {'acc64':>7} {'/copy':>7}"
 )
@@ -144,7 +144,7 @@ HEADER = (
 def show(row: Row) -> str:
     """Return the row as one line of the table, nanoseconds per coordinate and ratios."""
     least = row.least
-    cells = [f"{row.implementation:9} {row.codec:9} {row.bits:5g} {row.size:>10,} {least.copy:6.2f}"]
+    cells = [f"{row.implementation:9} {row.codec:13} {row.bits:5g} {row.size:>10,} {least.copy:6.2f}"]
     for name in ("encode", "decode"):
         beside = least.over_torch(name)
         torch_cell = f"{'':7}" if beside is None else f"{beside:6.1f}x"

@@ -1,4 +1,5 @@
-"""The tables on the terminal: error over bits, and the gain over whole-vector EDEN at the same number of bytes."""
+"""The tables on the terminal: error over bits, and the gain over whole-vector EDEN, bare and padded, at the same number
+of bytes."""
 
 from __future__ import annotations
 
@@ -20,25 +21,26 @@ def lines(points: Iterable[Point]) -> Iterator[tuple[str, str, str, list[Point]]
 def error_table(points: Sequence[Point]) -> str:
     """Return vNMSE, one line an input and codec, one column a rate asked for."""
     rates = sorted({point.bits for point in points})
-    text = [f"{'vNMSE at bits':28} {'codec':9}" + "".join(f"{rate:>9g}" for rate in rates)]
+    text = [f"{'vNMSE at bits':28} {'codec':13}" + "".join(f"{rate:>9g}" for rate in rates)]
     for group, label, codec, row in lines(points):
         found = {point.bits: point for point in row}
         cells = "".join(f"{found[rate].vnmse:>9.3g}" if rate in found else f"{'':9}" for rate in rates)
-        text.append(f"{_name(group, label):28} {codec:9}{cells}")
+        text.append(f"{_name(group, label):28} {codec:13}{cells}")
     return "\n".join(text)
 
 
 def gain_table(points: Sequence[Point]) -> str:
-    """Return the gain at the rates that matter on slow links, with the bits that travelled.
+    """Return the gain at the rates that matter on slow links, over padded EDEN after the slash, and the bits that
+    travelled.
 
     Real updates only, or the drawn vectors if there are none.
     """
     real = [point for point in points if point.group != DRAWN] or list(points)
     rates = [rate for rate in GAIN_BITS if any(point.bits == rate for point in real)]
-    text = [f"{'gain (and wire bits) at bits':28} {'codec':9}" + "".join(f"{rate:>18g}" for rate in rates)]
+    text = [f"{'gain/padded (wire bits) at':28} {'codec':13}" + "".join(f"{rate:>23g}" for rate in rates)]
     for group, label, codec, row in lines(real):
-        found = {point.bits: f"{point.gain:.2f}x ({point.wire_bits:.4f})" for point in row}
-        text.append(f"{_name(group, label):28} {codec:9}" + "".join(f"{found.get(rate, ''):>18}" for rate in rates))
+        found = {point.bits: f"{point.gain:.2f}/{point.gain_over_padded:.2f}x ({point.wire_bits:.4f})" for point in row}
+        text.append(f"{_name(group, label):28} {codec:13}" + "".join(f"{found.get(rate, ''):>23}" for rate in rates))
     return "\n".join(text)
 
 

@@ -59,6 +59,21 @@ def test_theory_joins_at_whole_bits_and_stays_above_the_floor() -> None:
     assert theory.floor(1.0) == pytest.approx(1 / 3)
 
 
+@pytest.mark.parametrize(("bits", "size", "sent", "width"), [(0.5, 300, 150, 1), (2, 300, 512, 1), (2.2, 450, 495, 2)])
+def test_padded_eden_drops_rotated_coordinates_until_the_rest_fits(
+    bits: float, size: int, sent: int, width: int
+) -> None:
+    generator = torch.Generator().manual_seed(5)
+    x, centroids, errors = torch.randn(size, generator=generator), TorchEden(width).centroids, []
+    for _ in range(80):
+        rotation = torch.linalg.qr(torch.randn(512, 512, generator=generator))[0][:, :size]
+        y, kept = rotation @ x, (torch.randperm(512, generator=generator) < sent) * (512 / sent)
+        quantized = centroids[torch.bucketize(y * (512 / (y @ y)) ** 0.5, (centroids[1:] + centroids[:-1]) / 2)]
+        errors.append(relative_error(rotation.T @ (quantized * kept * (y @ y) / (y @ quantized)), x))
+    assert np.mean(errors) == pytest.approx(theory.padded_eden(bits, size), rel=0.04)
+    assert theory.padded_eden(bits, 512) > theory.whole_vector_eden(bits) * (1 - 1e-9)
+
+
 def test_bytes_are_those_of_the_frames_and_raw_tensors_count_for_nothing() -> None:
     layout = Layout.of([TensorSpec("w", (64, 64), Kind.WEIGHT), TensorSpec("b", (64,), Kind.RAW)])
     x = np.random.default_rng(3).standard_normal((1, layout.size)).astype(np.float32)
