@@ -129,6 +129,8 @@ def decode_blocks(
 
     ``multiplier``: what each block's multiples are worth. ``received``: bool ``[n]``, in sending order.
 
+    ``data``: low bits, states and words.
+
     Raises:
         CodecError: ``data`` does not end where the codes do; ``out`` is as it was.
     """

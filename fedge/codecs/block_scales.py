@@ -1,6 +1,6 @@
 """What travels beside the codes of each block: its scale, coarse for the quantizer and fine for the estimate.
 
-    top f32 | per block:  c u8, f u8          c = 0: a block of zeros
+    top f32 | per block:  c u8, f u8          c = 0: a block of zeros; top is the largest σ, of c = 255
     σ = top · 2^((c - 255)/8)                 decides step and frequencies, and so does not have to be exact
     x_hat = m·(1 + (f - 128)·√v/32) · R^-1·k  with  m = σ s/gain_n(s), what a Gaussian of this σ would want
 
@@ -43,8 +43,8 @@ def size_bytes(count: int) -> int:
 
 
 def coarse(energy: Doubles, sizes: Ints) -> tuple[np.float32, Ints]:
-    """Return top and c, int64 ``[blocks]``, from the energies of blocks: top so that half of the blocks are below what
-    c says, and half above."""
+    """Return top and c, int64 ``[blocks]``, from the energies of blocks, float64, and their sizes, int64: top so that
+    half of the blocks are below what c says, and half above."""
     alive = energy > 0
     octaves = np.log2(energy, where=alive, out=np.zeros_like(energy)) / 2 - np.log2(sizes) / 2
     if not alive.any():
@@ -91,9 +91,11 @@ def _exact_units() -> Doubles:
 
 
 def fine(energy: Doubles, products: Doubles, sizes: Ints, sigma: Doubles, steps: Ints, seed: int) -> Bytes:
-    """Return f, uint8 ``[blocks]``. ``products`` is <y, k> of every block, y rotated, in the units of x.
+    """Return f, uint8 ``[blocks]``; 0 for blocks of zeros. ``products`` is <y, k> of every block, float64, y rotated,
+    in the units of x.
 
-    ``sigma`` and ``steps`` are those the codes were made with.
+    ``sigma`` and ``steps`` are those the codes were made with. The dither is word 1 of the stream of ``seed``, so that
+    it is none of the signs'.
     """
     alive = sigma > 0
     true = np.sqrt(energy / sizes)
@@ -113,7 +115,8 @@ def fine(energy: Doubles, products: Doubles, sizes: Ints, sigma: Doubles, steps:
 
 
 def multipliers(sigma: Doubles, steps: Ints, sizes: Ints, f: Bytes) -> npt.NDArray[np.float32]:
-    """Return what decoded multiples of every block are worth, float32, the same bits everywhere."""
+    """Return what decoded multiples of every block are worth, float32 ``[blocks]``, never infinite, the same bits
+    everywhere. ``sigma`` is float64, ``steps`` and ``sizes`` are int64, ``f`` is uint8."""
     m = sigma * gaussian.step_size(steps) / gaussian.gain_of(steps, sizes)
     corrected = m * (1 + (f.astype(np.float64) - MIDDLE) * unit_of(steps))
     limited: npt.NDArray[np.float32] = np.clip(corrected, -LARGEST, LARGEST).astype(np.float32)
@@ -127,7 +130,7 @@ def pack(top: np.float32, c: Ints, f: Bytes) -> bytes:
 
 
 def read(data: bytes, count: int, offset: int) -> tuple[float, Ints, Bytes]:
-    """Return top, c and f of ``count`` blocks.
+    """Return top, c, int64 ``[count]``, and f, uint8 ``[count]``, of ``count`` blocks whose scales begin at ``offset``.
 
     Raises:
         CodecError: ``data`` ends before, or top is no finite number of at least 0.

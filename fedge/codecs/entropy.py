@@ -11,14 +11,18 @@ Layout, little-endian, of n coordinates:
 
     version u8 = 2
     x f32 × n                                               if n < 32; nothing else then
-    flags u8      bits 0, 1: 1, 4 or 16 lanes; bit 2: grouped
+    flags u8      bits 0, 1: 0, 1 or 2 for 1, 4 or 16 lanes; bit 2: grouped; the others 0
     slope i16     in 1/2048 octave, relative to the largest σ
-    length u16 | phase u16 | classes of the chunks          if grouped
-    scales        ``block_scales.py``
-    low bits      per block, packed (``packing.py``)
-    high parts    ``rans.py``
+    length u16 | phase u16 | classes of the chunks          if grouped (``grouping.py``)
+    scales        top f32, then per block c u8 | f u8 (``block_scales.py``)
+    low bits      per block that has them, packed (``packing.py``), filled up to whole bytes
+    high parts    states u32, then words u16 (``rans.py``)
 
-A block whose scale is zero has neither low bits nor codes. ``received`` masks follow the order of codes.
+How blocks are cut follows from n or from the classes, and from there on blocks come in that order. A block whose scale
+is zero has neither low bits nor codes.
+
+``received`` masks follow the blocks: entry i is the i-th rotated coordinate if all blocks are laid end to end, those of
+zeros too (the i-th coordinate if n < 32).
 """
 
 from __future__ import annotations
@@ -137,7 +141,8 @@ def _sketch(vector: Vector, order: Ints | None, head: bytes, cut: Cut) -> Sketch
 
 def _worth_grouping(plain: Sketch, grouped: Prospect, at_slope: int) -> bool:
     """Whether grouping saves 3 % of the cost: error, and bits at the price of error. Vectors without structure gain
-    about as much as the order costs, and stay as they are."""
+    about as much as the order costs, and stay as they are. The price is that of a slope for which the order was free,
+    too low where the order takes much of the bits: see :class:`_Choice`."""
 
     def cost(levels: Levels, side: int) -> float:
         bits = slope.bits_at(at_slope, [levels]) + 8 * side

@@ -11,8 +11,8 @@ rotated blocks really live, the density is φ(z)·(1 + (3z²/2 - z⁴/4 - 3/4)/n
 
 Steps are counted in 1/2048 octaves: s = 2^(t/2048), -10.5 <= log2 s <= 2.75, that is 12.5 down to 0.01 bits. Below
 s = 2^-2.5 the lowest r = ⌈-2.5 - log2 s⌉ bits of k are as good as uniform and travel as they are;
-h = (k + 2^(r-1)) >> r is coded with the frequencies of step 2^r·s, out of 4096, rounded to 1/16 octave. |h| stops
-at 5/s.
+h = (k + 2^(r-1)) >> r is coded with the frequencies of step 2^r·s rounded to 1/16 octave, out of 4096; that step is
+at least 2^-2.5. |h| stops at 5 σ, which is ⌈5/step⌉ of the rounded step, 29 at most. Where r = 0, h is k.
 
 Everything a decoder needs is rounded to integers, or to multiples of 2^-30, far from any tie (a test looks): the last
 digit of ``exp`` and ``erfc`` may differ between C libraries, and decoded floats may not.
@@ -62,7 +62,7 @@ def _on_grid(x: Doubles) -> Doubles:
 @dataclass(frozen=True, slots=True)
 class Frequencies:
     """How often, out of 4096, each magnitude |h| is expected of each class: ``of[c, |h|]``, int64 ``[classes, 32]``, 0
-    beyond ``last[c]``. Both signs have the same; entry 0 stands for the one code 0."""
+    beyond ``last[c]``, int64 ``[classes]``. Both signs have the same; entry 0 stands for the one code 0."""
 
     of: Ints
     last: Ints
@@ -84,19 +84,19 @@ def frequencies() -> Frequencies:
 
 
 def low_bits(steps: Ints) -> Ints:
-    """Return r, how many bits of every code travel as they are, for steps t."""
+    """Return r, how many bits of every multiple travel as they are, int64, for steps t: 0 from 2^-2.5 on, 8 at most."""
     r: Ints = np.maximum(-((steps - SPLIT) // UNITS), 0)
     return r
 
 
 def class_of(steps: Ints, low: Ints) -> Ints:
-    """Return the class of frequencies for steps t with r = ``low``."""
+    """Return the class of frequencies, int64, for steps t with r = ``low``."""
     c: Ints = (steps + low * UNITS - SPLIT + CLASS_UNITS // 2) // CLASS_UNITS
     return c
 
 
 def share_not_zero(steps: Ints) -> Doubles:
-    """Return how many of the codes of steps t are not zero, about."""
+    """Return the share of multiples that are not zero, float64, about, for steps t."""
     low = low_bits(steps)
     zero = frequencies().of[class_of(steps, low), 0] / TOTAL
     return np.where(low > 0, 1.0, 1.0 - zero)

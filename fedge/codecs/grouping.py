@@ -30,7 +30,7 @@ CHUNK = 128
 LONGEST_CHUNK = 65_535
 WEAKEST, ZERO = 14, 15
 SMALLEST_BLOCK = 512
-TAIL_SETS, FULL_SETS = 3, 1  # block numbers that a block's signs take: see rotation.py
+TAIL_SETS, FULL_SETS = 3, 1  # block numbers, two sets each, that a block's signs take: see rotation.py
 
 Bytes = npt.NDArray[np.uint8]
 
@@ -65,7 +65,10 @@ class Cut:
 
 
 def cut(runs: Sequence[int]) -> Cut:
-    """Cut runs of coordinates that belong together into blocks."""
+    """Cut ``runs``, how many coordinates belong together each, into blocks; a run may span blocks, and a block runs.
+
+    The number of a block is how many block numbers those before it take: no two share a sign set.
+    """
     groups, waiting = list[int](), 0
     for run in runs:
         waiting += run
@@ -89,7 +92,7 @@ def _blocks_of(count: int) -> list[int]:
 
 
 def classes_of(energies: Doubles, sizes: Ints) -> Ints:
-    """Return the class of every chunk from its energy, float64 ``[chunks]``."""
+    """Return the class of every chunk, int64 ``[chunks]``, from its energy, float64, and its size, int64."""
     exponent = (np.frexp(energies / sizes)[1].astype(np.int64) - 1) >> 1
     alive = energies > 0
     top = exponent[alive].max(initial=-(1 << 20))
@@ -97,7 +100,8 @@ def classes_of(energies: Doubles, sizes: Ints) -> Ints:
 
 
 def runs_of(classes: Ints, sizes: Ints) -> list[int]:
-    """Return how many coordinates each class has, the strongest first, classes without any left out."""
+    """Return how many coordinates each class has, the strongest first, classes without any left out. ``classes`` and
+    ``sizes``, here and below: of the chunks, int64 ``[chunks]``."""
     counts = np.bincount(classes, weights=sizes.astype(np.float64))
     return [int(count) for count in counts if count]
 
@@ -122,7 +126,7 @@ def packed_bytes(classes: Ints) -> int:
 
 
 def pack_classes(classes: Ints) -> bytes:
-    """Pack the classes; the first as its difference from 0."""
+    """Pack at least one class; the first as its difference from 0. The last byte is filled up with zeros."""
     ends = np.cumsum(_mapped(classes) + 1) - 1
     bits = np.ones(int(ends[-1]) + 1, np.uint8)
     bits[ends] = 0
@@ -130,7 +134,7 @@ def pack_classes(classes: Ints) -> bytes:
 
 
 def unpack_classes(data: Bytes, count: int) -> tuple[Ints, int]:
-    """Return ``count`` classes and how many bytes they took.
+    """Return ``count`` classes, int64 ``[count]``, and how many of ``data``, uint8, they took in bytes.
 
     Raises:
         CodecError: ``data`` ends before, or holds a class that there is none of.

@@ -31,7 +31,8 @@ Words = npt.NDArray[np.uint16]
 
 
 class Tables:
-    """Frequencies, starts and slots of one class, codes counted from -last as 0."""
+    """Frequencies, starts and slots of one class, int64: the first two ``[2·last + 1]``, codes counted from -last as 0;
+    ``symbol`` ``[4096]``, which of them a slot belongs to."""
 
     def __init__(self, klass: int) -> None:
         table = frequencies()
@@ -53,7 +54,7 @@ def tables(klass: int) -> Tables:
 
 
 def encode(blocks: Sequence[tuple[Ints, int]], lanes: int) -> bytes:
-    """Encode blocks of (codes h, int64 ``[n]``, class) with ``lanes`` lanes."""
+    """Encode blocks of (codes h, int64 ``[n]``, each -last .. last of its class, class) with ``lanes`` lanes."""
     x = np.full(lanes, LOWEST, np.int64)
     emitted: list[Ints] = []
     for codes, klass in reversed(blocks):
@@ -74,7 +75,7 @@ def encode(blocks: Sequence[tuple[Ints, int]], lanes: int) -> bytes:
 
 
 def decode(data: bytes, blocks: Iterable[tuple[int, int]], lanes: int) -> list[Ints]:
-    """Decode blocks of (number of codes, class).
+    """Decode blocks of (number of codes, class) into codes, int64 ``[n]`` each.
 
     Raises:
         CodecError: ``data`` is not what an encoder made of such blocks.

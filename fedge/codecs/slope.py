@@ -63,7 +63,8 @@ class Levels:
 
 
 def steps_of(slope: int, levels: Ints) -> Ints:
-    """Return the step t of every block, int64, for ``slope`` and the blocks' ``levels``."""
+    """Return the step t of every block relative to its level, int64 from FINEST to COARSEST, for ``slope`` and the
+    blocks' ``levels``, all in 1/2048 octave."""
     u = slope - levels
     node = np.clip((u - _FIRST_NODE) // _NODE_UNITS, 0, len(NODES) - 2)
     part = np.clip(u - _FIRST_NODE - node * _NODE_UNITS, 0, _NODE_UNITS)
@@ -78,7 +79,7 @@ def bits_at(slope: int, blocks: Sequence[Levels]) -> float:
 
 
 def error_at(slope: int, blocks: Levels) -> float:
-    """Return the expected squared error of ``blocks``."""
+    """Return the expected squared error of ``blocks``, in the units of x²."""
     variance = np.exp2(2 * blocks.true / UNITS)
     return float(blocks.sizes @ (variance * error_of(blocks.steps(slope))))
 
