@@ -30,6 +30,7 @@ import numpy as np
 import numpy.typing as npt
 
 from fedge.aggregation import SegmentSums
+from fedge.algorithms import FedAvg
 from fedge.codecs import Eden
 from fedge.frames import Frame, read_frame
 from fedge.layout import Kind, Layout, TensorSpec
@@ -77,7 +78,7 @@ def one_round(
         stream = uplink(seed, 1, f"device-{k}")
         for data in encode_update(layout, x[k], stream, "eden", rate):
             frame = read_frame(data)
-            decoded, error = decode_delta(frame, stream), error_of(frame)
+            decoded, error = decode_delta(frame, stream, FedAvg().trust), error_of(frame)
             for sums in (plain, shrunk):
                 sums.add(frame.segment, decoded, float(cohort.weights[k]), error)
             part = layout.segments[frame.segment].slice
@@ -111,13 +112,13 @@ def cost(size: int, repetitions: int = 15) -> tuple[float, float, float]:
     x = np.random.default_rng(0).normal(size=size).astype(np.float32)
     stream = uplink(1, 1, "device")
     frames = [read_frame(data) for data in encode_update(layout, x, stream, "eden", 2.0)]
-    decoded = [decode_delta(frame, stream) for frame in frames]
+    decoded = [decode_delta(frame, stream, FedAvg().trust) for frame in frames]
     times: list[list[float]] = [[], [], []]
     sums = SegmentSums(layout, PLAIN), SegmentSums(layout, SHRINKAGE)
     for _ in range(repetitions):
         began = time.perf_counter()
         for frame in frames:
-            decode_delta(frame, stream)
+            decode_delta(frame, stream, FedAvg().trust)
         times[0].append(time.perf_counter() - began)
         for which, one in enumerate(sums, start=1):
             began = time.perf_counter()

@@ -28,7 +28,7 @@ from fedge.errors import FedgeError
 from fedge.frames import Frame, read_frame
 from fedge.layout import Layout
 from fedge.protocol.participant import Participant, Pending
-from fedge.update import Stream, decode_segments
+from fedge.update import Stream, decode_applied
 from schemas.errors import SchemaError
 from schemas.ids import RunId
 from schemas.messages import Assignment, Receipt, UpdateHeader
@@ -166,7 +166,7 @@ class Spool:
         frames = self.read_update(pending).frames
         try:
             applied = [layout.segments[index] for index in receipt.applied]
-            decoded = decode_segments(layout, _by_segment(frames), stream, receipt.applied)
+            decoded = decode_applied(layout, _by_segment(frames), stream, receipt.applied, algorithm.trust)
         except (FedgeError, IndexError) as error:
             raise StateLost(f"update {pending.update} does not fit its receipt: {error}") from error
         before = self.dual(mine.run, mine.dual_epoch, state.last_applied, layout.size)

@@ -6,13 +6,18 @@ Weights go through the plan's codec; raw tensors and buffers travel as float32. 
 (run seed, direction, round, device, segment), so it need not travel and no two frames share one: rotations that
 coincide would correlate the errors of different devices (specs of EDEN, unbiasedness of the mean).
 
+What a frame counts for is γ·x̂: x̂ as decoded, γ the algorithm's trust in a frame of its error (``Algorithm.trust``,
+1 but for FedDyn). γ follows from the frame's own bytes, so it does not travel either. ``decode_delta`` is the one place
+that applies it: aggregator, replay of the journal and device all go through it, so what enters the sum is what moves
+the dual, to the bit.
+
 Frames leave in an order drawn for (round, device). A link that dies half-way has then delivered a uniformly random
 subset of the segments, and what arrived is an unbiased sample of the update.
 """
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping
+from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass
 
 import numpy as np
@@ -23,6 +28,10 @@ from fedge.errors import CodecError, FrameError
 from fedge.frames import HEADER_BYTES, Frame, as_wire_bits
 from fedge.layout import Kind, Layout, Segment, Vector
 from fedge.seeds import derive, permutation
+from fedge.weighting import error_of
+
+Trust = Callable[[float], float]
+"""γ of a frame whose expected error is A·‖x‖²: ``Algorithm.trust``."""
 
 FLOAT32_BITS = 32.0
 
@@ -137,16 +146,17 @@ def decode_frame(frame: Frame, stream: Stream) -> Vector:
     return x
 
 
-def decode_delta(frame: Frame, stream: Stream) -> Vector:
-    """Return the segment of a delta that ``frame`` carries, as ``decode_frame`` does, if it may enter a mean.
+def decode_delta(frame: Frame, stream: Stream, trust: Trust) -> Vector:
+    """Return what ``frame`` counts for in sums and duals, γ·x̂, float32 ``[frame.count]``.
 
     Raises:
-        MagnitudeError: a coordinate beyond ``LARGEST_MAGNITUDE``.
+        MagnitudeError: a decoded coordinate beyond ``LARGEST_MAGNITUDE``.
         CodecError: as ``decode_frame``.
     """
     x = decode_frame(frame, stream)
     _check_magnitude(x, frame.segment)
-    return x
+    gamma = trust(error_of(frame))
+    return x if gamma == 1.0 else x * np.float32(gamma)
 
 
 def _check_magnitude(x: Vector, segment: int) -> None:
@@ -165,11 +175,29 @@ def decode_segments(
     Raises:
         FrameError: a wanted segment has no frame.
     """
+    return _gather(layout, frames, wanted, lambda frame: decode_frame(frame, stream))
+
+
+def decode_applied(
+    layout: Layout, frames: Mapping[int, Frame], stream: Stream, applied: Collection[int], trust: Trust
+) -> npt.NDArray[np.float32]:
+    """Return what the ``applied`` segments of an update count for, float32 ``[d]``, zeros elsewhere.
+
+    Raises:
+        FrameError: an applied segment has no frame.
+        CodecError: as ``decode_delta``.
+    """
+    return _gather(layout, frames, applied, lambda frame: decode_delta(frame, stream, trust))
+
+
+def _gather(
+    layout: Layout, frames: Mapping[int, Frame], wanted: Collection[int], decode: Callable[[Frame], Vector]
+) -> npt.NDArray[np.float32]:
     x = np.zeros(layout.size, np.float32)
     for index in wanted:
         if index not in frames:
             raise FrameError(f"expected a frame of segment {index}, got none")
-        x[layout.segments[index].slice] = decode_frame(frames[index], stream)
+        x[layout.segments[index].slice] = decode(frames[index])
     return x
 
 

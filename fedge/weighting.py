@@ -15,7 +15,8 @@ risk estimate for a linear family. The best weights of all, v = (G + Λ)⁻¹ G 
 Λ = diag(A_c‖x_c‖²), need every pair of updates. These need neither G nor a model of it, only how far a few sums point
 the same way, and come within a few percent of the best where the devices' norms are alike
 (``benchmarks/heterogeneous.py``). A device's weight is w_c times a factor that depends on A_c alone. Where no frame has
-an error the result is the plain sum, to the bit.
+an error the result is the plain sum, to the bit. Where frames count as γ_c·x̂_c (FedDyn's trust in coarse codes), x_c
+stands for γ_c·x_c here: its relative error is A_c as before, and the sum aimed at Σ w_c γ_c x_c.
 
 Memory is O(d), one pass, nothing remembered between rounds: adding the journal's frames again in its order gives the
 same bits. C. Stein, Estimation of the Mean of a Multivariate Normal Distribution, 1981,

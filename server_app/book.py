@@ -18,7 +18,7 @@ from fedge.layout import Layout, Vector
 from fedge.protocol.coordinator import DeviceGone, Event, Round, UpdateReceived
 from fedge.protocol.ledger import Ledger
 from fedge.protocol.offer import certify
-from fedge.update import Stream, decode_frame, uplink
+from fedge.update import Stream, Trust, decode_delta, uplink
 from fedge.weighting import error_of
 from schemas.ids import DeviceId, RunId
 from schemas.messages import Assignment, Receipt, Refusal, UpdateHeader, UpdateStatus
@@ -34,7 +34,8 @@ from server_app.traffic import Account
 class Book:
     """One round that takes updates. ``report`` hands events to the coordinator.
 
-    ``weights`` are the devices' weights in the mean, from what is on record and not from what an update says.
+    ``weights`` are the devices' weights in the mean, from what is on record and not from what an update says; ``trust``
+    is the algorithm's, by which decoded frames are multiplied.
     ``conflicts`` are devices that sent another update or frame than before: this round they will not get whole.
     """
 
@@ -44,6 +45,7 @@ class Book:
     layout: Layout
     assignments: Mapping[DeviceId, Assignment]
     weights: Mapping[DeviceId, float]
+    trust: Trust
     ledger: Ledger
     sums: SegmentSums
     refusals: dict[DeviceId, UpdateHeader] = field(default_factory=dict)
@@ -93,7 +95,7 @@ class Book:
         return Entry(Record(Kind.REFUSAL, device, pack(header)), _nothing, lambda: self._take_refusal(device, header))
 
     def frame_entry(self, device: DeviceId, data: bytes, frame: Frame, x: Vector) -> Entry:
-        """Return one checked and decoded frame as an entry of the journal."""
+        """Return one checked and decoded frame, ``x`` what it counts for, as an entry of the journal."""
         weight, error = self.weights[device], error_of(frame)
         return Entry(
             Record(Kind.FRAME, device, data),
@@ -110,7 +112,7 @@ class Book:
             self.refusals[device] = unpack(UpdateHeader, record.body)
         else:
             frame = read_frame(record.body)
-            entry = self.frame_entry(device, record.body, frame, decode_frame(frame, self.stream(device)))
+            entry = self.frame_entry(device, record.body, frame, decode_delta(frame, self.stream(device), self.trust))
             entry.fold()
             entry.take()
 

@@ -226,7 +226,7 @@ class Driver:
     async def _start_book(self, layout: Layout, round: Round, asked: Asked, members: Members, opened_at: float) -> Book:
         weights = {device: self.algorithm.weight(members[device].num_examples) for device in asked}
         ledger, sums = Ledger(len(layout.segments)), SegmentSums(layout, self.run.plan.aggregation.weights)
-        book = Book(self.run.run, round, opened_at, layout, asked, weights, ledger, sums)
+        book = Book(self.run.run, round, opened_at, layout, asked, weights, self.algorithm.trust, ledger, sums)
         # An inbox for each round: what was reported as the last one closed is none of this one's.
         self._inbox = asyncio.Queue()
         book.report = self._inbox.put_nowait

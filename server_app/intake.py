@@ -19,7 +19,7 @@ from fedge.errors import CodecError, FrameError
 from fedge.frames import Frame, FrameReader, read_frame
 from fedge.layout import Layout, Vector
 from fedge.protocol.ledger import Conflict, Verdict
-from fedge.update import Stream, check_frame, decode_delta, update_bytes
+from fedge.update import Stream, Trust, check_frame, decode_delta, update_bytes
 from schemas.errors import PackingError
 from schemas.ids import DeviceId
 from schemas.messages import UpdateHeader, UpdateStatus
@@ -109,7 +109,9 @@ class _Upload:
     async def _take_group(self, group: Sequence[bytes]) -> None:
         async with self.intake.slots:
             fresh, fault = self._sift(group)
-            decoded, broken = await asyncio.to_thread(_decode, [frame for _, frame in fresh], self.stream)
+            decoded, broken = await asyncio.to_thread(
+                _decode, [frame for _, frame in fresh], self.stream, self.book.trust
+            )
             good = zip(fresh[: len(decoded)], decoded, strict=True)
             await append(self.book, self._entries([(data, frame, x) for (data, frame), x in good]))
         failure = broken or fault
@@ -146,12 +148,12 @@ class _Upload:
         return self.book.ledger.check_frame(self.device, frame.segment, int.from_bytes(data[16:20], "little"))
 
 
-def _decode(frames: Sequence[Frame], stream: Stream) -> tuple[list[Vector], CodecError | None]:
+def _decode(frames: Sequence[Frame], stream: Stream, trust: Trust) -> tuple[list[Vector], CodecError | None]:
     """Decode ``frames`` up to the first that cannot be."""
     decoded: list[Vector] = []
     for frame in frames:
         try:
-            decoded.append(decode_delta(frame, stream))
+            decoded.append(decode_delta(frame, stream, trust))
         except CodecError as error:
             return decoded, error
     return decoded, None

@@ -4,8 +4,9 @@
              u_k ← u_k + D̂_k                                       once a receipt names D̂_k as applied
     server:  sums of decoded deltas D̂_k per segment  →  params of the next round
 
-D̂_k is the delta as decoded from the bytes sent, on both sides. Nothing here sees an absolute device model:
-devices start from a lossy copy of the params, so only differences from what each really had can be added up.
+D̂_k is the delta as decoded from the bytes sent, times the trust in them, on both sides. Nothing here sees an absolute
+device model: devices start from a lossy copy of the params, so only differences from what each really had can be added
+up.
 """
 
 from __future__ import annotations
@@ -66,6 +67,10 @@ class Algorithm(Protocol):
 
     def local_terms(self, dual: Dual | None, relative_size: float) -> LocalTerms:
         """Return what to add to the gradient. ``relative_size`` is n_k·m/Σn: 1 for a device of mean size."""
+        ...
+
+    def trust(self, error: float) -> float:
+        """Return γ, 0 < γ <= 1, by which both ends multiply a decoded frame of relative squared error ``error``."""
         ...
 
     def commit(self, dual: Dual, segments: Iterable[Segment], decoded: Floats) -> Dual:

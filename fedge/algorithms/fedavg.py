@@ -33,6 +33,10 @@ class FedAvg:
         """Return nothing to add."""
         return LocalTerms(pull=0.0)
 
+    def trust(self, error: float) -> float:
+        """Return 1: errors of unbiased codes average out, and none is carried from round to round."""
+        return 1.0
+
     def commit(self, dual: Dual, segments: Iterable[Segment], decoded: Floats) -> Dual:
         """Return ``dual`` as it is: there is none to keep."""
         return dual

@@ -9,8 +9,14 @@ state is a plain sum. θ̄ is published, θ broadcast.
 
 The invariant that everything rests on is S = Σ_k u_k over all devices, after every round and any loss. It needs
 the same D̂_k, decoded, on both sides. What a codec loses stays in the local first-order condition and is sent next
-time: FedDyn is its own error feedback. Both server sums are unweighted, sizes enter through α_k alone. Each
-segment has its own P. BUFFER segments are averaged and have no u_k and no S.
+time: FedDyn is its own error feedback. Feedback wants a code that is nearer to x than 0 is; an unbiased one of
+bits is not, E‖x̂ - x‖² = A‖x‖² with A above 1 below about 0.8 bits, and the duals diverge. So D̂_k = γ·x̂_k with
+
+    γ = min(1, 1.5/(1 + A)),      E‖γx̂ - x‖² = (1 - 2γ + γ²(1 + A))·‖x‖² <= (1 - γ/2)·‖x‖²,  < ‖x‖² at every rate
+
+on both sides, in S and in the mean alike: the mean is short by γ, and what is missing comes in later rounds. Both
+server sums are unweighted, sizes enter through α_k alone. Each segment has its own P. BUFFER segments are averaged and
+have no u_k and no S.
 
 κ (``integral_gain``) is 1 in the paper; S/m acts as the integral part of a controller and tolerates 1/4 to 4.
 α must not change during a run: u_k and S are in units of 1/α.
@@ -21,6 +27,7 @@ Acar et al., Federated Learning Based on Dynamic Regularization, ICLR 2021, Algo
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import ClassVar
@@ -31,6 +38,13 @@ from fedge.aggregation import SegmentSums
 from fedge.algorithms.base import Dual, Floats, LocalTerms, ServerState, check_setting
 from fedge.errors import AlgorithmError
 from fedge.layout import Kind, Segment
+
+FULL_TRUST_ERROR = 0.5
+"""Codes of at most this error, A, count in full: those of 1.2 bits and more."""
+TRUST_STEPS = 4096
+"""γ goes down to a multiple of 1/4096. Both ends must have the same bits on any machine: A is made of literals, of
+tables on a grid and of single IEEE operations, and γ is exact in float32. Were A's last digit another one on some
+machine, then one γ in 10^12 would be."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -54,6 +68,10 @@ class FedDyn:
         """Return a pull of α / w_k towards ``anchor - dual``."""
         check_setting(self.name, "relative_size", relative_size, above=0.0)
         return LocalTerms(self.alpha / relative_size, dual)
+
+    def trust(self, error: float) -> float:
+        """Return γ = min(1, 1.5/(1 + A)), in whole steps: the device and the server must have the same."""
+        return min(1.0, math.floor(TRUST_STEPS * (1.0 + FULL_TRUST_ERROR) / (1.0 + error)) / TRUST_STEPS)
 
     def commit(self, dual: Dual, segments: Iterable[Segment], decoded: Floats) -> Dual:
         """Return u_k + D̂_k on the applied ``segments``, a new float64 ``[d]``; elsewhere u_k as it was."""

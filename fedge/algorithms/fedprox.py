@@ -37,6 +37,10 @@ class FedProx:
         """Return a pull of ``mu``, the same for every device."""
         return LocalTerms(pull=self.mu)
 
+    def trust(self, error: float) -> float:
+        """Return 1: errors of unbiased codes average out, and none is carried from round to round."""
+        return 1.0
+
     def commit(self, dual: Dual, segments: Iterable[Segment], decoded: Floats) -> Dual:
         """Return ``dual`` as it is: there is none to keep."""
         return dual

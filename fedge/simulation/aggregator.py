@@ -128,7 +128,7 @@ class Aggregator:
         checksum = int.from_bytes(data[16:20], "little")
         self.frame_traffic.up += len(data)
         if self.ledger.check_frame(device, frame.segment, checksum) is Verdict.NEW:
-            x = decode_delta(frame, uplink(self.plan.seed, self.round.number, device))
+            x = decode_delta(frame, uplink(self.plan.seed, self.round.number, device), self.algorithm.trust)
             self.ledger.take_frame(device, frame.segment, checksum)
             self.sums.add(frame.segment, x, self.algorithm.weight(self.sizes[device]), error_of(frame))
 

@@ -45,7 +45,7 @@ from fedge.protocol.participant import (
 from fedge.simulation.aggregator import Aggregator, Closed
 from fedge.simulation.clock import Clock
 from fedge.simulation.world import Chance, Link, Trained, Trainer
-from fedge.update import decode_segments, encode_update, uplink
+from fedge.update import decode_applied, encode_update, uplink
 from schemas.messages import Assignment, Receipt, Refusal, UpdateHeader, Work
 
 
@@ -220,7 +220,7 @@ class Device:
         stream = uplink(assignment.seed, assignment.round, self.name)
         frames = {frame.segment: frame for frame in map(read_frame, self.frames)}
         layout = self.trainer.layout
-        decoded = decode_segments(layout, frames, stream, receipt.applied)
+        decoded = decode_applied(layout, frames, stream, receipt.applied, self.algorithm.trust)
         segments = [layout.segments[index] for index in receipt.applied]
         self.duals[self.state.dual_epoch, receipt.round] = self.algorithm.commit(self.dual(), segments, decoded)
         return self._step(Settled())

@@ -110,6 +110,17 @@ def test_only_a_stateful_algorithm_moves_the_dual_and_uses_it(algorithm):
     assert (algorithm.initial(vector(0)).h is not None) == algorithm.stateful
 
 
+def test_trust_is_above_0_at_most_1_in_exact_steps_and_falls_as_the_error_grows(algorithm):
+    errors = [0.0, *np.geomspace(1e-6, 100.0, 2000)]
+    trust = [algorithm.trust(error) for error in errors]
+    assert trust[0] == 1.0 and min(trust) > 0.0 and (np.diff(trust) <= 0.0).all()
+    assert all(gamma == float(np.float32(gamma)) for gamma in trust)
+
+
+def test_only_an_algorithm_that_feeds_errors_back_distrusts_coarse_codes(algorithm):
+    assert (algorithm.trust(10.0) == 1.0) == (not algorithm.stateful)
+
+
 def test_an_unknown_setting_is_answered_with_the_nearest():
     with pytest.raises(UnknownName, match="unknown setting of feddyn 'alhpa'; did you mean 'alpha'"):
         build("feddyn", alhpa=0.1)

@@ -13,8 +13,9 @@ from numpy.linalg import norm
 
 from fedge.aggregation import SegmentSums
 from fedge.algorithms import FedDyn
-from fedge.codecs import Eden
+from fedge.frames import read_frame
 from fedge.layout import Kind, Layout, TensorSpec
+from fedge.update import decode_applied, encode_update, uplink
 from tests.support.softmax_regression import CLASSES, DEVICES, DIM, PER_ROUND, SIZE, Array, Problem, draw, rounds
 from tests.support.textbook_feddyn import textbook
 
@@ -27,6 +28,7 @@ class Mistake(StrEnum):
     COMMIT_LOST = "devices commit what was lost"
     COMMIT_TRUE = "devices commit the true delta, the server the decoded one"
     WEIGHTED_MEANS = "sizes in the means as well"
+    FULL_TRUST = "both sides count every decoded delta in full"
 
 
 @dataclass(frozen=True)
@@ -40,8 +42,9 @@ class Case:
     lost: float = 0.0
     by_segment: bool = False
     """Whether segments are lost one by one, and not whole uploads."""
-    bits: float | None = None
-    """EDEN's rate on the way up; None sends float64."""
+    bits: float | tuple[float, ...] | None = None
+    """The codec's rate on the way up; of several, device k has the k-th, over and over; None sends float64."""
+    codec: str = "eden"
     mistake: Mistake | None = None
 
     @property
@@ -54,14 +57,17 @@ class Case:
         for participants, arrived in rounds(self.seed, count, self.lost, segments if self.by_segment else 1):
             yield participants, np.broadcast_to(arrived, (PER_ROUND, segments))
 
-    def decoded(self, delta: Array, seed: int) -> Array:
+    def counted(self, delta: Array, number: int, k: int, algorithm: FedDyn) -> Array:
+        """Return what both sides count for the delta of device ``k`` in round ``number``, by way of its frames."""
         if self.bits is None:
             return delta
-        codec, decoded = Eden(self.bits), np.empty(SIZE)
-        for s in LAYOUT.segments:
-            payload = codec.encode(delta[s.slice].astype(np.float32), seed)
-            decoded[s.slice] = codec.decode(payload, s.size, seed)
-        return decoded
+        rates = self.bits if isinstance(self.bits, tuple) else (self.bits,)
+        stream = uplink(self.seed, number, f"device-{k}")
+        frames = map(
+            read_frame, encode_update(LAYOUT, delta.astype(np.float32), stream, self.codec, rates[k % len(rates)])
+        )
+        trust = (lambda error: 1.0) if self.mistake is Mistake.FULL_TRUST else algorithm.trust
+        return decode_applied(LAYOUT, {f.segment: f for f in frames}, stream, range(len(LAYOUT.segments)), trust)
 
 
 @dataclass(frozen=True, eq=False)
@@ -97,7 +103,7 @@ def federate(case: Case, count: int) -> Run:
         for k, arrived in zip(participants, arrivals, strict=True):
             terms = algorithm.local_terms(duals[k], float(sizes[k]))
             delta = devices[k].solve(terms.pull * (terms.dual - state.params), terms.pull) - state.params
-            decoded = case.decoded(delta, 1000 * number + k)
+            decoded = case.counted(delta, number, k, algorithm)
             applied = [s for s in LAYOUT.segments if arrived[s.index]]
             scale = sizes[k] if mistake is Mistake.WEIGHTED_MEANS else 1.0
             for s in applied:

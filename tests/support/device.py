@@ -33,7 +33,7 @@ from fedge.protocol.ledger import Conflict, Ledger
 from fedge.seeds import uniform
 from fedge.tasks.torch_model import layout_of
 from fedge.tasks.wisdm import task
-from fedge.update import decode_segments, uplink
+from fedge.update import decode_applied, uplink
 from schemas.config import DeviceConfig, TaskConfig
 from schemas.ids import DeviceId, RunId
 from schemas.messages import (
@@ -183,9 +183,9 @@ class Aggregator:
         delivery = self.ledger.deliveries.get(DEVICE)
         if segments:
             frames = {index: read_frame(data) for index, data in self.frames.items()}
-            decoded = decode_segments(self.layout, frames, uplink(11, self.round, DEVICE), segments)
-            spec = algorithms.build(**self.algorithm.model_dump())
-            self.h = spec.commit(self.h, [self.layout.segments[index] for index in segments], decoded)
+            algorithm = algorithms.build(**self.algorithm.model_dump())
+            decoded = decode_applied(self.layout, frames, uplink(11, self.round, DEVICE), segments, algorithm.trust)
+            self.h = algorithm.commit(self.h, [self.layout.segments[index] for index in segments], decoded)
             self.last_applied = self.round
         complete = len(segments) == len(self.layout.segments)
         outcome = Outcome.APPLIED if complete else Outcome.PARTIAL if segments else Outcome.ABANDONED

@@ -1,6 +1,9 @@
 import numpy as np
 import pytest
 
+from fedge.aggregation import SegmentSums
+from fedge.algorithms import FedAvg, FedDyn
+from fedge.codecs import Identity
 from fedge.downlink.snapshot import decode_snapshot, downlink, encode_snapshot
 from fedge.errors import CodecError, FrameError
 from fedge.frames import Frame, read_frame
@@ -11,6 +14,7 @@ from fedge.update import (
     MagnitudeError,
     Stream,
     check_frame,
+    decode_applied,
     decode_delta,
     decode_frame,
     decode_segments,
@@ -19,6 +23,7 @@ from fedge.update import (
     update_bytes,
     uplink,
 )
+from fedge.weighting import error_of
 
 LAYOUT = Layout.of(
     [
@@ -135,7 +140,31 @@ def test_a_delta_beyond_all_training_is_neither_encoded_nor_decoded() -> None:
         encode_update(LAYOUT, large, STREAM, "eden", 1.0)
     elsewhere = encode_update(LAYOUT, large, Stream(STREAM.seed, "down", 1, "a"), "none", 32.0)
     with pytest.raises(MagnitudeError):
-        decode_delta(read_frame(elsewhere[-1]), STREAM)
+        decode_delta(read_frame(elsewhere[-1]), STREAM, FedAvg().trust)
     large[-1] = -LARGEST_MAGNITUDE
     frame = read_frame(encode_update(LAYOUT, large, STREAM, "none", 32.0)[-1])
-    assert decode_delta(frame, STREAM)[-1] == -LARGEST_MAGNITUDE
+    assert decode_delta(frame, STREAM, FedAvg().trust)[-1] == -LARGEST_MAGNITUDE
+
+
+@pytest.mark.parametrize("codec", ["eden", "eden-entropy"])
+@pytest.mark.parametrize("bits", [0.05, 0.5, 1.0, 2.0])
+def test_a_frame_counts_for_its_decoded_values_times_the_trust_in_its_error(codec: str, bits: float) -> None:
+    for data in encode_update(LAYOUT, X, STREAM, codec, bits):
+        frame = read_frame(data)
+        x, gamma = decode_frame(frame, STREAM), FedDyn().trust(error_of(frame))
+        assert np.array_equal(decode_delta(frame, STREAM, FedAvg().trust), x)
+        assert np.array_equal(decode_delta(frame, STREAM, FedDyn().trust), np.float32(gamma) * x)
+        assert (gamma == 1.0) == (bits == 2.0 or frame.codec == Identity.code)
+
+
+def test_what_a_device_counts_is_what_the_aggregator_adds_frame_by_frame() -> None:
+    frames = {frame.segment: frame for frame in frames_of(X, bits=0.3)}
+    applied, trust = [2, 0], FedDyn().trust
+    mine = decode_applied(LAYOUT, frames, STREAM, applied, trust)
+    sums = SegmentSums(LAYOUT)
+    for index in applied:
+        sums.add(index, decode_delta(frames[index], STREAM, trust), 1.0)
+    assert np.array_equal(mine, sums.total)
+    assert np.linalg.norm(mine) < np.linalg.norm(decode_segments(LAYOUT, frames, STREAM, applied))
+    with pytest.raises(FrameError, match="expected a frame of segment 1"):
+        decode_applied(LAYOUT, {0: frames[0]}, STREAM, [0, 1], trust)

@@ -6,6 +6,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from fedge.aggregation import SegmentSums
+from fedge.algorithms import FedAvg
 from fedge.codecs import Eden
 from fedge.errors import AggregationError, CodecError, UnknownName
 from fedge.frames import Frame, read_frame
@@ -35,7 +36,7 @@ def average(x: np.ndarray, rates=RATES, weights=WEIGHTS, seed: int = 0, how: str
         frames = encode_update(LAYOUT, x[k], stream, codec, rate)
         for index in stream.order(len(frames)):
             frame = read_frame(frames[index])
-            sums.add(frame.segment, decode_delta(frame, stream), weights[k], error_of(frame))
+            sums.add(frame.segment, decode_delta(frame, stream, FedAvg().trust), weights[k], error_of(frame))
     return sums.mean()
 
 

@@ -45,6 +45,16 @@ STALLING = {
     "4 bits, true delta committed": ({"bits": 4}, Mistake.COMMIT_TRUE),
     "sizes in the means as well": ({"sigma": 1.0}, Mistake.WEIGHTED_MEANS),
 }
+SIX = (0.1, 0.5, 1.0, 2.0, 4.0, 8.0)
+# What few bits leave behind comes rounds later: other thresholds. Last: rounds in which full trust has diverged.
+COARSE = {
+    "six rates": ({"bits": SIX}, 1e-2, 20),
+    "six rates, entropy-coded": ({"bits": SIX, "codec": "eden-entropy"}, 3e-2, 20),
+    "half a bit": ({"bits": 0.5}, 1e-3, 50),
+    "half a bit, entropy-coded": ({"bits": 0.5, "codec": "eden-entropy"}, 1e-3, 80),
+    "a tenth of a bit": ({"bits": 0.1}, 0.15, 20),
+    "a tenth of a bit, entropy-coded": ({"bits": 0.1, "codec": "eden-entropy"}, 0.6, 15),
+}
 
 
 def right(name: str, seed: int) -> Run:
@@ -109,3 +119,22 @@ def test_a_one_sided_commit_parts_the_duals_from_the_servers_h(mistake: Mistake,
 def test_adding_whole_models_to_h_diverges(seed: int) -> None:
     """The paper's sum read as (Σ x_k) - θ instead of Σ (x_k - θ)."""
     assert federate(Case(seed, ALPHA, mistake=Mistake.MISREAD_SUM), 25).last > 1e3
+
+
+@every_draw
+@pytest.mark.parametrize("name", COARSE)
+def test_devices_of_few_bits_come_nearer_to_the_optimum_and_keep_the_books(name: str, seed: int) -> None:
+    """With 15 bits an update, the last case, 300 rounds are not enough to arrive; but nothing grows."""
+    changes, threshold, _ = COARSE[name]
+    ours = run(Case(seed, ALPHA, **changes), ROUNDS)
+    assert 0 <= ours.last < threshold
+    assert max(ours.gap(number) for number in range(50, ROUNDS + 1, 50)) < ours.gap(1)
+    assert ours.drifts.max() < 1e-12
+
+
+@every_draw
+@pytest.mark.parametrize("name", COARSE)
+def test_devices_of_few_bits_that_count_in_full_diverge(name: str, seed: int) -> None:
+    changes, _, count = COARSE[name]
+    wrong = federate(Case(seed, ALPHA, **changes, mistake=Mistake.FULL_TRUST), count)
+    assert wrong.last > 8 * wrong.gap(1)

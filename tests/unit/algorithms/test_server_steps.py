@@ -56,6 +56,14 @@ def test_feddyn_commits_only_the_segments_that_were_applied_and_never_buffers():
     assert FedDyn().commit(dual, [raw], decoded).tolist() == [1.0, 21.0, 0.0]
 
 
+def test_feddyn_counts_codes_of_half_their_energy_in_full_and_every_coarser_one_as_a_contraction():
+    assert FedDyn().trust(0.5) == FedDyn().trust(0.0) == 1.0
+    for error in np.geomspace(1e-3, 100.0, 500):
+        gamma = FedDyn().trust(error)
+        assert 0.97 * 1.5 / (1 + error) < gamma <= 1.5 / (1 + error) or gamma == 1.0
+        assert 1 - 2 * gamma + gamma**2 * (1 + error) <= 1 - gamma / 2 + 1e-12
+
+
 def test_feddyn_refuses_sums_weighted_by_examples():
     algorithm = FedDyn()
     with pytest.raises(AlgorithmError, match="expected deltas of weight 1"):
