@@ -15,6 +15,7 @@ All quantities are integers in units of 1/2048 octave, so ``slope`` sets the rat
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -32,7 +33,7 @@ NODES = (
     4749, 4835, 4917, 4994, 5067, 5137, 5203, 5266, 5327, 5385, 5441, 5495, 5547, 5597, 5632,
 )
 # fmt: on
-_TABLE = np.array(NODES)
+_LAST_NODE = _FIRST_NODE + (len(NODES) - 1) * _NODE_UNITS
 
 
 @dataclass(frozen=True, slots=True)
@@ -57,20 +58,32 @@ class Levels:
 
     def steps(self, slope: int) -> Ints:
         """Return the steps at ``slope`` relative to the true σ_k."""
-        steps = steps_of(slope, self.levels) + self.levels - self.true
-        reached: Ints = np.clip(steps, FINEST, COARSEST)
-        return reached
+        return _within(steps_of(slope, self.levels) + (self.levels - self.true), FINEST, COARSEST)
 
 
 def steps_of(slope: int, levels: Ints) -> Ints:
     """Return the step t of every block relative to its level, int64 from FINEST to COARSEST, for ``slope`` and the
     blocks' ``levels``, all in 1/2048 octave."""
     u = slope - levels
-    node = np.clip((u - _FIRST_NODE) // _NODE_UNITS, 0, len(NODES) - 2)
-    part = np.clip(u - _FIRST_NODE - node * _NODE_UNITS, 0, _NODE_UNITS)
-    t = _TABLE[node] + (_TABLE[node + 1] - _TABLE[node]) * part // _NODE_UNITS
-    steps: Ints = np.maximum(np.where(u < _FIRST_NODE, u, t), FINEST)
+    steps: Ints = _steps()[_within(u, FINEST, _LAST_NODE) - FINEST]
     return steps
+
+
+@functools.cache
+def _steps() -> Ints:
+    """T at every u from FINEST to the last node."""
+    u = np.arange(FINEST, _LAST_NODE + 1)
+    node = np.clip((u - _FIRST_NODE) // _NODE_UNITS, 0, len(NODES) - 2)
+    part = u - _FIRST_NODE - node * _NODE_UNITS
+    nodes = np.array(NODES)
+    between = nodes[node] + (nodes[node + 1] - nodes[node]) * part // _NODE_UNITS
+    return np.where(u < _FIRST_NODE, u, between)
+
+
+def _within(x: Ints, least: int, most: int) -> Ints:
+    """np.clip, which takes longer than all the rest for a few blocks."""
+    within: Ints = np.minimum(np.maximum(x, least), most)
+    return within
 
 
 def bits_at(slope: int, blocks: Sequence[Levels]) -> float:
