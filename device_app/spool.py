@@ -1,13 +1,16 @@
-"""What a device must not forget: its state, its update, its dual. Every file is whole or not there (``durable``).
+"""What a device must not forget: state, update, dual, memory. Every file is whole or not there (``durable``).
 
     state                        the participant (``fedge.protocol.participant``), packed
     download-RUN-ROUND           the frames of the anchor, so that a restart need not fetch them again
     update-RUN-ROUND             the update waiting for its receipt: header and frames
     dual-RUN-EPOCH-ROUND.f64     FedDyn's u_k after the update of ROUND was settled, float64 [d]; no file: zeros
+    loss-RUN-ROUND.f32           with error feedback: what the codec lost of that update, its id and float32 [d]
+    memory-RUN-EPOCH-ROUND.f32   with error feedback: e_k after ROUND was settled, float32 [d]; no file: zeros
 
-A dual is never changed in place. Settling writes the next one under a new name, and it counts from the moment the
-state names it; until then, settling again starts from the old one and gives the same bytes. ``forget`` deletes what
-no state names.
+Dual and memory are never changed in place. Settling writes the next one under a new name, and it counts from the moment
+the state names it; until then, settling again starts from the old one and gives the same bytes. ``forget`` deletes what
+no state names. The aggregator relies on the dual, so a dual that is gone is an error; a memory that is gone is a log
+line and zeros.
 """
 
 from __future__ import annotations
@@ -15,7 +18,7 @@ from __future__ import annotations
 import hashlib
 import io
 import logging
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -23,12 +26,13 @@ import numpy as np
 
 from device_app.durable import PLAIN_DISK, Disk
 from device_app.errors import SpoolError, StateLost
+from fedge import feedback
 from fedge.algorithms.base import Algorithm, Dual
 from fedge.errors import FedgeError
-from fedge.frames import Frame, read_frame
+from fedge.feedback import Memory
 from fedge.layout import Layout
 from fedge.protocol.participant import Participant, Pending
-from fedge.update import Stream, decode_applied
+from fedge.update import Stream, by_segment, decode_applied
 from schemas.errors import SchemaError
 from schemas.ids import RunId
 from schemas.messages import Assignment, Receipt, UpdateHeader
@@ -144,6 +148,32 @@ class Spool:
             raise StateLost(f"expected {size} float64 in {path}, got {len(data)} bytes")
         return np.frombuffer(data, np.float64)
 
+    def memory(self, run: RunId, epoch: int, last_applied: int, size: int) -> Memory | None:
+        """Return error feedback's memory after round ``last_applied``, float32 ``[size]``; None stands for zeros."""
+        if last_applied <= 0:
+            return None
+        try:
+            data = self.disk.read_checked(self.folder / _memory(run, epoch, last_applied))
+        except StateLost as error:
+            log.warning("memory lost, starting with zeros", extra={"run": run, "reason": str(error)})
+            return None
+        return np.frombuffer(data, np.float32) if len(data) == 4 * size else None
+
+    def write_loss(self, assignment: Assignment, update: str, loss: Memory) -> None:
+        """Keep what the codec lost of ``update``, which answers ``assignment``: float32 ``[d]``."""
+        path = self.folder / _loss(assignment)
+        self.disk.write_checked(path, [bytes.fromhex(update), np.ascontiguousarray(loss, np.float32).tobytes()])
+
+    def _read_loss(self, pending: Pending, size: int) -> Memory | None:
+        try:
+            data = self.disk.read_checked(self.folder / _loss(pending.assignment))
+        except StateLost as error:
+            log.warning("loss of an update gone, memory starts afresh", extra={"reason": str(error)})
+            return None
+        is_of_it = data[:UPDATE_ID_BYTES] == bytes.fromhex(pending.update)
+        is_whole = len(data) == UPDATE_ID_BYTES + 4 * size
+        return np.frombuffer(data, np.float32, -1, UPDATE_ID_BYTES) if is_of_it and is_whole else None
+
     def settle(
         self,
         state: Participant,
@@ -153,20 +183,42 @@ class Spool:
         layout: Layout,
         stream: Stream,
     ) -> None:
-        """Write the dual after ``receipt``: the present one, moved by what the applied frames decode to.
+        """Write dual and memory after ``receipt``: the present ones, moved by what was applied.
 
-        Nothing is written where nothing moves: no frame was applied, or the algorithm keeps no dual.
+        Nothing is written where nothing moves: no frame was applied, or the run has neither of them.
 
         Raises:
             StateLost: the present dual or the update is gone.
         """
+        if receipt.applied and algorithm.stateful:
+            self._settle_dual(state, pending, receipt, algorithm, layout, stream)
+        if receipt.applied and pending.assignment.uplink.has_memory:
+            self._settle_memory(state, pending, receipt, layout)
+
+    def _settle_memory(self, state: Participant, pending: Pending, receipt: Receipt, layout: Layout) -> None:
         mine = pending.assignment
-        if not (receipt.applied and algorithm.stateful):
+        loss = self._read_loss(pending, layout.size)
+        if loss is None or not all(0 <= index < len(layout.segments) for index in receipt.applied):
             return
+        before = self.memory(mine.run, mine.dual_epoch, state.last_applied, layout.size)
+        after = feedback.commit(before, [layout.segments[index] for index in receipt.applied], loss)
+        path = self.folder / _memory(mine.run, mine.dual_epoch, receipt.round)
+        self.disk.write_checked(path, [after.tobytes()])
+
+    def _settle_dual(
+        self,
+        state: Participant,
+        pending: Pending,
+        receipt: Receipt,
+        algorithm: Algorithm,
+        layout: Layout,
+        stream: Stream,
+    ) -> None:
+        mine = pending.assignment
         frames = self.read_update(pending).frames
         try:
             applied = [layout.segments[index] for index in receipt.applied]
-            decoded = decode_applied(layout, _by_segment(frames), stream, receipt.applied, algorithm.trust)
+            decoded = decode_applied(layout, by_segment(frames), stream, receipt.applied, algorithm.trust)
         except (FedgeError, IndexError) as error:
             raise StateLost(f"update {pending.update} does not fit its receipt: {error}") from error
         before = self.dual(mine.run, mine.dual_epoch, state.last_applied, layout.size)
@@ -180,9 +232,10 @@ class Spool:
         if state.assignment is not None:
             named |= {_download(state.assignment)}
         if state.pending is not None:
-            named |= {_update(state.pending.assignment)}
+            named |= {_update(state.pending.assignment), _loss(state.pending.assignment)}
         if state.run is not None:
-            named |= {_dual(state.run, state.dual_epoch, state.last_applied)}
+            kept = (state.run, state.dual_epoch, state.last_applied)
+            named |= {_dual(*kept), _memory(*kept)}
         for path in sorted(self.folder.iterdir()):
             if path.name not in named:
                 self.disk.delete(path)
@@ -197,10 +250,6 @@ class Spool:
         return parcel[0]["head"], parcel[1]
 
 
-def _by_segment(frames: Sequence[bytes]) -> Mapping[int, Frame]:
-    return {frame.segment: frame for frame in map(read_frame, frames)}
-
-
 def _download(assignment: Assignment) -> str:
     return f"download-{assignment.run}-{assignment.round}"
 
@@ -211,3 +260,11 @@ def _update(assignment: Assignment) -> str:
 
 def _dual(run: RunId, epoch: int, last_applied: int) -> str:
     return f"dual-{run}-{epoch}-{last_applied}.f64"
+
+
+def _loss(assignment: Assignment) -> str:
+    return f"loss-{assignment.run}-{assignment.round}.f32"
+
+
+def _memory(run: RunId, epoch: int, last_applied: int) -> str:
+    return f"memory-{run}-{epoch}-{last_applied}.f32"

@@ -21,7 +21,7 @@ from device_app.errors import Declined, RoundGone, StateLost, TrainerError, Unre
 from device_app.profile import Identity, describe_tasks, introduction
 from device_app.spool import Spool, StoredUpdate, update_id
 from device_app.trainer import Description, LocalRun, Trained, Trainer
-from fedge import algorithms
+from fedge import algorithms, feedback
 from fedge.algorithms.base import Algorithm
 from fedge.budget import rate
 from fedge.downlink.snapshot import decode_snapshot, downlink
@@ -42,7 +42,7 @@ from fedge.protocol.participant import (
     UpdateReady,
     WorkArrived,
 )
-from fedge.update import Stream, encode_update, uplink
+from fedge.update import Stream, by_segment, encode_update, uplink
 from schemas.config import DeviceConfig
 from schemas.messages import Assignment, Receipt, Refusal, UpdateHeader
 from schemas.specs import AlgorithmSpec, LocalSpec
@@ -107,7 +107,7 @@ class Duties:
         layout = me.tasks[assignment.task].layout
         try:
             trained = await self._train(state, assignment, me)
-            update = await asyncio.to_thread(self._encode, assignment, me.device, layout, trained)
+            update = await asyncio.to_thread(self._encode, state, assignment, me.device, layout, trained)
         except StateLost as error:
             return Refused(Refusal.STATE_LOST, str(error))
         except (TrainerError, FedgeError) as error:
@@ -231,11 +231,19 @@ class Duties:
         log.info("trained", extra={**facts, "loss": trained.loss, "num_examples": trained.num_examples})
         return trained
 
-    def _encode(self, assignment: Assignment, device: str, layout: Layout, trained: Trained) -> StoredUpdate:
-        spec = assignment.uplink
-        bits = rate(layout, spec, self.config.limits.uplink)
-        frames = encode_update(layout, trained.delta, _uplink(assignment, device), spec.codec_name, bits)
+    def _encode(
+        self, state: Participant, assignment: Assignment, device: str, layout: Layout, trained: Trained
+    ) -> StoredUpdate:
+        spec, stream = assignment.uplink, _uplink(assignment, device)
+        bits, target = rate(layout, spec, self.config.limits.uplink), trained.delta
+        if spec.has_memory:
+            memory = self.spool.memory(assignment.run, assignment.dual_epoch, state.last_applied, layout.size)
+            target = feedback.corrected(trained.delta, memory)
+        frames = encode_update(layout, target, stream, spec.codec_name, bits, spec.codec_options)
         header = UpdateHeader(update=update_id(frames), num_examples=trained.num_examples, loss=trained.loss)
+        if spec.has_memory:
+            loss = feedback.lost(layout, target, by_segment(frames), stream, build(assignment.algorithm).trust)
+            self.spool.write_loss(assignment, header.update, loss)
         return StoredUpdate(header, tuple(frames))
 
 

@@ -17,21 +17,26 @@ subset of the segments, and what arrived is an unbiased sample of the update.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Mapping
+from collections.abc import Callable, Collection, Iterable, Mapping
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
 from fedge import codecs
 from fedge.errors import CodecError, FrameError
-from fedge.frames import HEADER_BYTES, Frame, as_wire_bits
+from fedge.frames import HEADER_BYTES, Frame, as_wire_bits, read_frame
 from fedge.layout import Kind, Layout, Segment, Vector
 from fedge.seeds import derive, permutation
 from fedge.weighting import error_of
 
 Trust = Callable[[float], float]
 """γ of a frame whose expected error is A·‖x‖²: ``Algorithm.trust``."""
+
+Options = Mapping[str, Any]
+"""Settings of a codec beside its rate (``UplinkSpec.codec_options``)."""
+NO_OPTIONS: Options = {}
 
 FLOAT32_BITS = 32.0
 
@@ -77,14 +82,19 @@ def uplink(seed: int, round_number: int, device: str) -> Stream:
     return Stream(seed, UPLINK, round_number, device)
 
 
-def codec_for(segment: Segment, name: str, bits: float) -> codecs.Codec:
-    """Return the codec of ``segment`` where weights travel by codec ``name`` at ``bits`` per coordinate."""
+def codec_for(segment: Segment, name: str, bits: float, options: Options = NO_OPTIONS) -> codecs.Codec:
+    """Return the codec of ``segment`` where weights travel by codec ``name`` at ``bits`` per coordinate.
+
+    ``options`` are what its encoder may be told beside; bytes say themselves how to read them.
+    """
     if segment.kind is Kind.WEIGHT and name != "none":
-        return codecs.build(name, as_wire_bits(bits))
+        return codecs.build(name, as_wire_bits(bits), **options)
     return codecs.build("identity", FLOAT32_BITS)
 
 
-def encode_update(layout: Layout, delta: Vector, stream: Stream, name: str, bits: float) -> list[bytes]:
+def encode_update(
+    layout: Layout, delta: Vector, stream: Stream, name: str, bits: float, options: Options = NO_OPTIONS
+) -> list[bytes]:
     """Return one frame for each segment of ``delta`` float32 ``[d]``, by segment index.
 
     All together they take at most ``update_bytes(layout, name, bits)``; a codec may share that among the segments.
@@ -104,7 +114,7 @@ def encode_update(layout: Layout, delta: Vector, stream: Stream, name: str, bits
             codecs.Part(delta[s.slice], stream.frame_seed(s.index), layout.rows(s, ROWS_OF_ABOUT)) for s in segments
         ]
         if parts:
-            codec = codec_for(segments[0], name, bits)
+            codec = codec_for(segments[0], name, bits, options)
             for s, payload in zip(segments, codec.encode_all(parts), strict=True):
                 frames[s.index] = Frame(codec.code, s.index, s.size, codec.bits, payload).to_bytes()
     return [frames[s.index] for s in layout.segments]
@@ -199,6 +209,15 @@ def _gather(
             raise FrameError(f"expected a frame of segment {index}, got none")
         x[layout.segments[index].slice] = decode(frames[index])
     return x
+
+
+def by_segment(frames: Iterable[bytes]) -> dict[int, Frame]:
+    """Return the frames of an update by the segments that they carry.
+
+    Raises:
+        FrameError: bytes that are no frame.
+    """
+    return {frame.segment: frame for frame in map(read_frame, frames)}
 
 
 def update_bytes(layout: Layout, name: str, bits: float) -> int:

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Literal, Self
+from itertools import pairwise
+from typing import Annotated, Any, Literal, Self
 
 from pydantic import Field, model_validator
 
@@ -57,17 +58,80 @@ Coding = Annotated[
 ]
 
 
+Magnitude = Annotated[float, Field(ge=0, le=100)]
+MagnitudePoint = tuple[Annotated[int, Field(ge=1)], Magnitude]
+
+
+class M22Spec(Model):
+    """How M22 quantizes, where it is the codec.
+
+    ``magnitude`` is the paper's M: a number, or points ``[[round, M], ..]`` with straight lines between them.
+    """
+
+    magnitude: Magnitude | Annotated[tuple[MagnitudePoint, ...], Field(min_length=1)] = Field(
+        default=0.0, description="M of the distortion |g|^M (g - ĝ)², or [[round, M], ..] to change it over rounds"
+    )
+    levels_bits: int = Field(default=0, ge=0, le=8, description="bits of sign and level; 0: predicted to lose least")
+    family: Literal["auto", "gennorm", "weibull", "empirical"] = "auto"
+    amplitude: Literal["guarded", "projection", "designed"] = "guarded"
+    error_feedback: bool = Field(default=True, description="devices remember what was lost and add it to what follows")
+
+    @model_validator(mode="after")
+    def _rounds_ascend(self) -> Self:
+        if isinstance(self.magnitude, tuple):
+            rounds = [point[0] for point in self.magnitude]
+            if any(later <= earlier for earlier, later in pairwise(rounds)):
+                raise ValueError(f"the rounds of magnitude must ascend, got {rounds}")
+        return self
+
+    def magnitude_at(self, round_number: int) -> float:
+        """Return M in a round: on the line between the points around it, that of the nearest point outside them."""
+        if isinstance(self.magnitude, float | int):
+            return self.magnitude
+        points = self.magnitude
+        for (start, low), (end, high) in pairwise(points):
+            if start <= round_number <= end:
+                return low + (high - low) * (round_number - start) / (end - start)
+        return points[0][1] if round_number < points[0][0] else points[-1][1]
+
+
 class UplinkSpec(Model):
     """How updates travel. ``none`` sends float32."""
 
-    codec: Literal["eden", "none"] = "eden"
+    codec: Literal["eden", "m22", "none"] = "eden"
     bits: Bits = 1.0
     coding: Coding = "entropy"
+    m22: M22Spec = M22Spec()
+
+    @model_validator(mode="after")
+    def _settings_of_the_codec(self) -> Self:
+        if self.codec != "m22" and self.m22 != M22Spec():
+            raise ValueError(f'settings of m22 need codec = "m22", got codec = "{self.codec}"')
+        return self
 
     @property
     def codec_name(self) -> str:
         """The codec as its table names it."""
         return codec_name(self.codec, self.coding)
+
+    @property
+    def codec_options(self) -> dict[str, Any]:
+        """What the encoder is told beside the rate; decoders need none of it. M is the first round's."""
+        if self.codec != "m22":
+            return {}
+        m22 = self.m22
+        levels = {"levels_bits": m22.levels_bits} if m22.levels_bits else {}
+        return {"magnitude": m22.magnitude_at(1), "family": m22.family, "amplitude": m22.amplitude, **levels}
+
+    @property
+    def has_memory(self) -> bool:
+        """Whether devices keep what the codec lost and add it to what they send next."""
+        return self.codec == "m22" and self.m22.error_feedback
+
+    def in_round(self, round_number: int, bits: float) -> Self:
+        """Return the spec as a device gets it: its own ``bits``, and the round's M."""
+        m22 = self.m22.model_copy(update={"magnitude": self.m22.magnitude_at(round_number)})
+        return self.model_copy(update={"bits": bits, "m22": m22})
 
 
 class DownlinkSpec(Model):

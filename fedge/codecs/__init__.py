@@ -12,16 +12,19 @@ in ``_native``; where it was not built a NumPy twin computes the same bytes (:fu
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
+from typing import Any
 
 from fedge.codecs.base import Codec, Part, Vector
 from fedge.codecs.eden import Eden
 from fedge.codecs.identity import Identity
+from fedge.codecs.m22 import M22
 from fedge.codecs.native import native_available, native_status
 from fedge.errors import CodecError
 from fedge.registry import find
 
 __all__ = [
     "CODECS",
+    "M22",
     "Codec",
     "Eden",
     "Identity",
@@ -33,23 +36,34 @@ __all__ = [
     "native_status",
 ]
 
-CODECS: Mapping[str, Callable[[float], Codec]] = {
+CODECS: Mapping[str, Callable[..., Codec]] = {
     "identity": Identity.at_rate,
     "eden": Eden.at_rate,
     "eden-entropy": Eden.entropy_coded,
+    "m22": M22,
 }
-BY_CODE: Mapping[int, Callable[[float], Codec]] = {Identity.code: Identity.at_rate, Eden.code: Eden.at_rate}
+BY_CODE: Mapping[int, Callable[[float], Codec]] = {
+    Identity.code: Identity.at_rate,
+    Eden.code: Eden.at_rate,
+    M22.code: M22.at_rate,
+}
 ALIASES: Mapping[str, str] = {"none": "identity"}
 
 
-def build(name: str, bits: float) -> Codec:
+def build(name: str, bits: float, **options: Any) -> Codec:
     """Return the codec called ``name`` at ``bits`` per coordinate. ``"none"`` is another name of identity.
+
+    ``options`` are the settings of :class:`M22` beside its rate; the other codecs have none.
 
     Raises:
         UnknownName: if no codec has this name.
-        CodecError: if the codec has no such rate.
+        CodecError: if the codec has no such rate or setting.
     """
-    return find("codec", ALIASES.get(name, name), CODECS)(bits)
+    make = find("codec", ALIASES.get(name, name), CODECS)
+    try:
+        return make(bits, **options)
+    except TypeError:
+        raise CodecError(f"codec {name}: expected none of the settings {', '.join(options)}") from None
 
 
 def by_code(code: int, bits: float) -> Codec:

@@ -14,10 +14,11 @@ from functools import partial
 
 import numpy as np
 
+from fedge import feedback
 from fedge.algorithms import Algorithm, Dual
 from fedge.downlink.snapshot import decode_snapshot, downlink
 from fedge.errors import CodecError
-from fedge.frames import read_frame
+from fedge.feedback import Memory
 from fedge.layout import Vector
 from fedge.protocol import participant
 from fedge.protocol.ledger import Conflict
@@ -45,7 +46,7 @@ from fedge.protocol.participant import (
 from fedge.simulation.aggregator import Aggregator, Closed
 from fedge.simulation.clock import Clock
 from fedge.simulation.world import Chance, Link, Trained, Trainer
-from fedge.update import decode_applied, encode_update, uplink
+from fedge.update import by_segment, decode_applied, encode_update, uplink
 from schemas.messages import Assignment, Receipt, Refusal, UpdateHeader, Work
 
 
@@ -59,6 +60,8 @@ class Device:
         self.link, self.clock = link, clock
         self.state = Participant()
         self.duals: dict[tuple[int, int], Dual] = {}
+        self.memories: dict[tuple[int, int], Memory] = {}
+        self._loss: Memory | None = None
         self.frames: list[bytes] = []
         self.header: UpdateHeader | None = None
         self._anchor: Vector | None = None
@@ -83,6 +86,10 @@ class Device:
         if self.state.last_applied == 0:
             return zeros
         return self.duals[self.state.dual_epoch, self.state.last_applied]
+
+    def memory(self) -> Memory | None:
+        """Return what error feedback remembers at the state, float32 ``[d]``; None stands for zeros."""
+        return self.memories.get((self.state.dual_epoch, self.state.last_applied))
 
     def _alive(self, life: int, callback: Callable[[], None]) -> None:
         if life == self._life:
@@ -175,8 +182,12 @@ class Device:
 
     def _spool(self, assignment: Assignment, trained: Trained) -> None:
         stream, spec = uplink(assignment.seed, assignment.round, self.name), assignment.uplink
+        layout, memory = self.trainer.layout, self.memory() if spec.has_memory else None
+        target = feedback.corrected(trained.delta, memory)
         try:
-            self.frames = encode_update(self.trainer.layout, trained.delta, stream, spec.codec_name, spec.bits)
+            self.frames = encode_update(layout, target, stream, spec.codec_name, spec.bits, spec.codec_options)
+            if spec.has_memory:
+                self._loss = feedback.lost(layout, target, by_segment(self.frames), stream, self.algorithm.trust)
         except CodecError as error:
             self._step(Refused(Refusal.TRAINING_FAILED, str(error)))
             return
@@ -214,13 +225,14 @@ class Device:
         self._answer(RoundOver())
 
     def _settle(self, pending: Pending, receipt: Receipt) -> None:
-        if not self.algorithm.stateful or not receipt.applied:
-            return self._step(Settled())
-        assignment = pending.assignment
-        stream = uplink(assignment.seed, assignment.round, self.name)
-        frames = {frame.segment: frame for frame in map(read_frame, self.frames)}
-        layout = self.trainer.layout
-        decoded = decode_applied(layout, frames, stream, receipt.applied, self.algorithm.trust)
+        assignment, layout = pending.assignment, self.trainer.layout
         segments = [layout.segments[index] for index in receipt.applied]
-        self.duals[self.state.dual_epoch, receipt.round] = self.algorithm.commit(self.dual(), segments, decoded)
-        return self._step(Settled())
+        after = (self.state.dual_epoch, receipt.round)
+        if segments and self.algorithm.stateful:
+            stream = uplink(assignment.seed, assignment.round, self.name)
+            frames = by_segment(self.frames)
+            decoded = decode_applied(layout, frames, stream, receipt.applied, self.algorithm.trust)
+            self.duals[after] = self.algorithm.commit(self.dual(), segments, decoded)
+        if segments and self._loss is not None:
+            self.memories[after] = feedback.commit(self.memory(), segments, self._loss)
+        self._step(Settled())

@@ -77,9 +77,13 @@ def test_tiny_and_huge_vectors_are_not_lost(codec, scale, size):
         projections.append(x_hat @ wide / np.sum(wide**2))
     rare_and_large = entropy_coded and codec.bits < 1 and scale > 1e37
     if 1e-44 < scale < 3e38 and not rare_and_large:  # at the very ends float32 itself rounds or clips the estimate
-        clipped = 0.05 if scale > 1e37 else 2e-3
+        precision = 2**-8 if codec.name == "m22" else 2e-3  # of a level
+        clipped = 0.05 if scale > 1e37 else precision
         luck = 5 * np.std(projections) / len(projections) ** 0.5
-        assert np.mean(projections) == pytest.approx(1, abs=max(0.6 if codec.bits < 1 else clipped, luck))
+        if codec.name == "m22" and codec.bits < 1:  # a share of the coordinates is kept, and nothing made longer
+            assert 0 < np.mean(projections) <= 1 + clipped
+        else:
+            assert np.mean(projections) == pytest.approx(1, abs=max(0.6 if codec.bits < 1 else clipped, luck))
 
 
 @pytest.mark.parametrize("size", SIZES)

@@ -5,9 +5,11 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass
 
-from fedge.codecs import Codec, Eden, Identity
+from fedge.codecs import M22, Codec, Eden, Identity
 
 EDEN_RATES = (0.05, 0.3, 0.5, 1.0, 1.5, 1.6, 2.0, 2.7, 3.0, 3.4, 4.0, 4.2, 5.0, 5.5, 6.0, 7.0, 7.9, 8.0)
+
+M22_RATES = (0.05, 0.3, 1.0, 2.0, 4.0, 8.0)
 
 
 @dataclass(frozen=True, slots=True)
@@ -21,11 +23,12 @@ class Family:
     @property
     def has_fixed_length(self) -> bool:
         """Whether a payload's length follows from size and rate."""
-        return self.name != "eden-entropy"
+        return self.name not in ("eden-entropy", "m22")
 
 
 FAMILIES = (
     Family("identity", Identity.at_rate, (32.0,)),
     Family("eden", Eden, EDEN_RATES),
     Family("eden-entropy", Eden.entropy_coded, EDEN_RATES),
+    Family("m22", M22.at_rate, M22_RATES),
 )

@@ -1,0 +1,230 @@
+"""From the vectors of one update to what is kept of each: threshold, levels, cells, amplitude, budget to the byte.
+
+    1. R, the bits of a level: as asked, or what the histogram of the whole update predicts to lose least
+    2. top K over all vectors together, one threshold τ; ties at τ are kept from a place that the seed draws
+    3. each vector's levels: from its law above τ (``codebook.py``), in the order of its magnitudes
+    4. cells by nearest level: |g|^M multiplies the cost of all candidates alike, so M never enters here
+    5. amplitude: all levels of a vector times one factor
+
+           designed     1, as the paper has it: M > 0 makes the estimate longer
+           guarded      a* = <x, x̂>/‖x̂‖²: the nearest point to x on the ray of x̂, so ‖x̂ - x‖² = (1 - cos²)·‖x‖²
+           projection   S = ‖x‖²/<x, x̂>: <x, x̂> = ‖x‖² as with EDEN, so that means of many devices are not too short
+
+    6. K is corrected until the bytes fit: each round measures what a kept coordinate takes
+
+Positions, signs and cells are exact integers; the levels come from logarithms and gamma functions of the machine, so
+two machines may choose levels that differ in the last bit. What a payload decodes to is the same everywhere.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Literal
+
+import numpy as np
+import numpy.typing as npt
+
+from fedge import seeds
+from fedge.codecs.base import Part, Vector
+from fedge.codecs.block_codes import energies
+from fedge.codecs.m22 import payload
+from fedge.codecs.m22.codebook import Family, design_levels
+from fedge.codecs.m22.histogram import Histogram, Prediction, histogram, magnitude_bits, predict
+from fedge.codecs.m22.payload import HEAD_BYTES, MOST_LEVELS_BITS, Kept
+from fedge.codecs.m22.subset import Ints, choose
+
+Amplitude = Literal["guarded", "projection", "designed"]
+
+ROUNDS = 5
+"""Corrections of K; each comes ten times nearer to the budget."""
+FIRST_CUT = 1.5
+SLACK = 0.002
+"""A budget counts as used when no more than this of it is left."""
+SURPRISE = 0.95
+"""The second best R is tried where it should lose less than this of what the best one turned out to lose."""
+LEAST_PER_LEVEL = 4
+"""Kept coordinates that pay for one level."""
+
+
+@dataclass(frozen=True, slots=True)
+class Settings:
+    """What a person may choose: ``M22``'s fields."""
+
+    magnitude: float
+    levels_bits: int | None
+    family: Family
+    amplitude: Amplitude
+
+
+@dataclass(frozen=True, slots=True)
+class Candidates:
+    """Coordinates that may be kept, of all vectors one after the other: magnitude ``bits`` uint32 ``[n]``.
+
+    Those of vector k begin at ``starts[k]``; ``positions`` int64 ``[n]`` count from its first. ``order``: sorted bits.
+    """
+
+    bits: npt.NDArray[np.uint32]
+    positions: Ints
+    starts: Ints
+    order: npt.NDArray[np.uint32]
+
+
+def encode_together(parts: Sequence[Part], settings: Settings, most_bytes: int) -> list[bytes]:
+    """Return the payloads of ``parts``, finite vectors of at least 32 coordinates: at most ``most_bytes`` in all."""
+    vectors = [part.vector for part in parts]
+    found = histogram(vectors)
+    budget = 8.0 * (most_bytes - HEAD_BYTES * len(parts))
+    plans = _plans(found, budget, len(parts), settings.levels_bits)
+    candidates = gather(vectors, found, 1.15 * max(plan.kept for plan in plans[:2]) + 64)
+    sums = [float(energies(x, np.array([x.size]))[0]) for x in vectors]
+    best: list[Kept] = []
+    lost = np.inf
+    for plan in plans[:2]:
+        if best and plan.error >= SURPRISE * lost:
+            break
+        draft = _Draft(vectors, sums, candidates, settings, plan.levels_bits, parts[0].seed)
+        kept = draft.fit(min(round(plan.kept), candidates.bits.size), most_bytes)
+        error = sum(one.error * energy for one, energy in zip(kept, sums, strict=True)) / (sum(sums) or 1.0)
+        if error < lost:
+            best, lost = kept, error
+    return [kept.to_bytes() for kept in best]
+
+
+def _plans(found: Histogram, budget: float, count: int, levels_bits: int | None) -> list[Prediction]:
+    """Return how much each R that may be used would keep, the best first."""
+    highest = min(MOST_LEVELS_BITS, int(budget / max(found.size, 1)) + 3)
+    rates = range(1, highest + 1) if levels_bits is None else [levels_bits]
+    predictions = [predict(found, budget - 8 * count * side_bytes(rate), rate) for rate in rates]
+    return sorted(predictions, key=lambda prediction: prediction.error)
+
+
+def side_bytes(levels_bits: int) -> int:
+    """Return what a payload takes beside positions and values: levels, and the heads of what follows them."""
+    return 2 * (1 << (levels_bits - 1)) + 5
+
+
+def gather(vectors: Sequence[Vector], found: Histogram, wanted: float) -> Candidates:
+    """Return at least ``wanted`` of the largest coordinates of ``vectors``; all but zeros if there are fewer."""
+    from_above = np.cumsum(found.counts[::-1])
+    enough = np.flatnonzero(from_above >= wanted)
+    threshold = found.floors[-1 - int(enough[0])] if enough.size else np.uint32(1)
+    bits, positions = [], []
+    for x in vectors:
+        magnitudes = magnitude_bits(x)
+        here = np.flatnonzero(magnitudes >= threshold)
+        positions.append(here)
+        bits.append(magnitudes[here])
+    starts = np.concatenate(([0], np.cumsum([here.size for here in positions])))
+    together = np.concatenate(bits)
+    return Candidates(together, np.concatenate(positions), starts, np.sort(together))
+
+
+@dataclass(frozen=True, slots=True)
+class _Draft:
+    vectors: Sequence[Vector]
+    energies: list[float]
+    candidates: Candidates
+    settings: Settings
+    levels_bits: int
+    seed: int
+
+    def fit(self, kept: int, most_bytes: int) -> list[Kept]:
+        """Return what is kept if as much is kept as fits into ``most_bytes``, beginning with ``kept`` coordinates.
+
+        The length is concave in K but for the end, where naming what is left out takes less again. So a first draft
+        that is too long is cut by more than its mean coordinate takes; from then on two drafts enclose the budget.
+        """
+        least, most = (0, HEAD_BYTES * len(self.vectors)), (self.candidates.bits.size + 1, 0)
+        best, tried = self.keep(0), 0
+        while most[0] - least[0] > 1 and (tried < ROUNDS or least[0] == 0):
+            found, tried = self.keep(kept), tried + 1
+            size = total_bytes(found)
+            each = max(size - HEAD_BYTES * len(self.vectors), 1) / max(kept, 1)
+            if size <= most_bytes:
+                least, best = (kept, size), found
+                if most_bytes - size <= max(SLACK * most_bytes, 2 * each):
+                    break
+                guess = kept + (most_bytes - size) / each
+            else:
+                most = (kept, size)
+                guess = kept - FIRST_CUT * (size - most_bytes) / each - 1
+            if least[0] and most[1]:
+                guess = least[0] + (most[0] - least[0]) * (most_bytes - least[1]) / (most[1] - least[1])
+            kept = min(max(int(guess), least[0] + 1), most[0] - 1)
+        return best
+
+    def keep(self, kept: int) -> list[Kept]:
+        """Return what is kept of each vector if ``kept`` coordinates are kept in all."""
+        chosen, starts = self._chosen(kept), self.candidates.starts
+        return [self._keep_of(k, chosen[starts[k] : starts[k + 1]]) for k in range(len(self.vectors))]
+
+    def _chosen(self, kept: int) -> npt.NDArray[np.bool_]:
+        """Return which candidates are kept, bool ``[n]``."""
+        bits, order = self.candidates.bits, self.candidates.order
+        if kept >= bits.size:
+            return np.ones(bits.size, np.bool_)
+        threshold = order[bits.size - kept] if kept else np.uint32(0xFFFFFFFF)
+        chosen: npt.NDArray[np.bool_] = bits >= threshold
+        too_many = int(np.count_nonzero(chosen)) - kept
+        if too_many:
+            ties = np.flatnonzero(bits == threshold)
+            first = int(seeds.words(seeds.derive(self.seed, "ties"), 1)[0] % np.uint64(ties.size))
+            chosen[np.roll(ties, -first)[:too_many]] = False
+        return chosen
+
+    def _keep_of(self, k: int, chosen: npt.NDArray[np.bool_]) -> Kept:
+        x, start = self.vectors[k], int(self.candidates.starts[k])
+        positions = self.candidates.positions[start : start + chosen.size][chosen]
+        energy = self.energies[k]
+        if positions.size == 0:
+            return nothing(x.size, 1.0 if energy else 0.0)
+        values = x[positions]
+        magnitudes = np.abs(values).astype(np.float64)
+        affordable = max(1, (positions.size // LEAST_PER_LEVEL).bit_length())
+        levels_bits = min(self.levels_bits, affordable)
+        tau = float(magnitudes.min())
+        levels = design_levels(x, magnitudes, tau, levels_bits, self.settings.magnitude, self.settings.family)
+        return quantize(x.size, positions, values < 0, magnitudes, levels, energy, self.settings.amplitude)
+
+
+def quantize(
+    size: int,
+    positions: Ints,
+    negative: npt.NDArray[np.bool_],
+    magnitudes: npt.NDArray[np.float64],
+    levels: payload.Levels,
+    energy: float,
+    amplitude: Amplitude,
+) -> Kept:
+    """Return what is kept of a vector of Σx² = ``energy`` by ``levels``, float64 ``[2^(R-1)]``, ascending."""
+    cells = np.searchsorted((levels[1:] + levels[:-1]) / 2, magnitudes).astype(np.uint8)
+    counts = np.bincount(cells, minlength=levels.size).astype(np.float64)
+    sums = np.bincount(cells, magnitudes, levels.size)
+    unit = float(levels[-1]) or 1.0
+    product, square = float(sums @ levels / unit), float(counts @ (levels / unit) ** 2) * unit
+    factor = {"designed": 1.0, "guarded": product / square, "projection": energy / unit / product}[amplitude]
+    codes = payload.pack_levels(levels * factor)
+    sent = payload.unpack_levels(codes)
+    error = 1.0 - (2.0 * float(sums @ sent) - float(counts @ sent**2)) / energy
+    return Kept(size, levels.size.bit_length(), codes, positions, negative, cells, max(error, 0.0))
+
+
+def nothing(size: int, error: float) -> Kept:
+    """Return a vector of which nothing is kept."""
+    none = np.empty(0, np.int64)
+    return Kept(size, 0, none.astype(np.uint16), none, none.astype(np.bool_), none.astype(np.uint8), error)
+
+
+def total_bytes(found: Sequence[Kept]) -> int:
+    """Return the length of all payloads."""
+    return sum(wire_bytes(one) for one in found)
+
+
+def wire_bytes(kept: Kept) -> int:
+    """Return the length of one payload, without making it: side, positions, signs and cells."""
+    if kept.levels_bits == 0:
+        return HEAD_BYTES
+    positions = choose(kept.positions, kept.size).size_bytes
+    signs = (kept.positions.size + 7) // 8
+    return HEAD_BYTES + 2 * kept.levels.size + positions + signs + payload.cells_bytes(kept.cells, kept.levels_bits)
