@@ -16,7 +16,7 @@ from device_app.durable import Disk
 from device_app.spool import Spool
 from device_app.trainer import Trainer
 from fedge.protocol.participant import Phase
-from schemas.specs import LocalSpec
+from schemas.specs import LocalSpec, UplinkSpec
 from tests.support.device import (
     Aggregator,
     agent_process,
@@ -58,9 +58,15 @@ class CutsOnce:
             raise PowerCut(name)
 
 
-async def test_a_power_cut_at_any_durable_step_loses_nothing_and_counts_nothing_twice(tmp_path, trainer):
+M22_KINDS = ("state", "download", "update", "dual", "loss", "memory")
+
+
+@pytest.mark.parametrize(
+    ("uplink", "kinds"), [(UplinkSpec(), M22_KINDS[:4]), (UplinkSpec(codec="m22"), M22_KINDS)], ids=["eden", "m22"]
+)
+async def test_a_power_cut_at_any_durable_step_loses_nothing_and_counts_nothing_twice(tmp_path, trainer, uplink, kinds):
     layout = wisdm_layout()
-    async with Aggregator(layout).serving() as aggregator:
+    async with Aggregator(layout, uplink=uplink).serving() as aggregator:
         home = make_home(tmp_path / "home", aggregator.url)
         cuts = CutsOnce(Spool(home.spool_path))
         failing = replace(home, disk=Disk(cuts))
@@ -76,11 +82,9 @@ async def test_a_power_cut_at_any_durable_step_loses_nothing_and_counts_nothing_
             except* PowerCut:
                 pass
         steps = {step for step, _, has_dual in cuts.seen if has_dual}
-        assert steps >= {
-            f"{verb} {kind}"
-            for verb in ("filled", "synced", "renamed", "wrote")
-            for kind in ("state", "download", "update", "dual")
-        } | {"deleted update", "deleted dual"}
+        assert steps >= {f"{verb} {kind}" for verb in ("filled", "synced", "renamed", "wrote") for kind in kinds} | {
+            f"deleted {kind}" for kind in kinds[2:]
+        }
         assert {phase for _, phase, _ in cuts.seen} >= set(Phase) - {Phase.REFUSING}
         assert not aggregator.refusals
         assert sorted(aggregator.receipts) == list(range(1, aggregator.last_round + 1))

@@ -19,7 +19,7 @@ from tests.support.quadratic import Quadratic
 DEVICES = tuple(f"d{i}" for i in range(6))
 
 
-def plan(rounds=6, seed=1, bits=2.0, algorithm='name = "feddyn"\nalpha = 0.5', weights="plain"):
+def plan(rounds=6, seed=1, bits=2.0, algorithm='name = "feddyn"\nalpha = 0.5', weights="plain", codec="eden"):
     return plan_from_toml(f"""
         task = "a:b"
         rounds = {rounds}
@@ -33,6 +33,7 @@ def plan(rounds=6, seed=1, bits=2.0, algorithm='name = "feddyn"\nalpha = 0.5', w
         [aggregation]
         weights = "{weights}"
         [uplink]
+        codec = "{codec}"
         bits = {bits}
         [downlink]
         bits = 8.0
@@ -144,6 +145,47 @@ def test_devices_that_disagree_still_reach_the_common_optimum(weather):
         return float(np.linalg.norm(simulation.result().published - trainer.optimum(DEVICES)))
 
     assert distance('name = "feddyn"\nalpha = 0.5') < 0.35 * distance('name = "fedavg"')
+
+
+@settings(max_examples=15, deadline=None)
+@given(st.integers(0, 2**32), probability, probability, st.sampled_from([0.0, 0.05]))
+def test_with_m22_the_duals_add_up_and_every_device_remembers_what_was_lost(seed, lost, cut, crash):
+    trained: dict[str, dict] = {}
+    link = Link(request_lost=lost, answer_lost=lost, upload_cut=cut, crash=crash)
+    simulation = Simulation(plan(seed=seed, bits=0.5, codec="m22"), Quadratic(), World(DEVICES, link=link))
+    for device in simulation.devices.values():
+        watch_memory(device, trained.setdefault(device.name, {}))
+    simulation.run()
+    settle_all(simulation)
+    duals = sum(device.dual() for device in simulation.devices.values())
+    h = simulation.aggregator.state.h
+    assert np.abs(duals - h).max() <= 1e-12 * max(1.0, np.abs(h).max())
+    for device in simulation.devices.values():
+        memory = device.memory()
+        if memory is not None:  # Σ D = Σ D̂ + e, and Σ D̂ is the dual
+            expected = trained[device.name].get("sum", 0.0)
+            assert np.allclose(device.dual() + memory, expected, atol=1e-3 * (1 + np.abs(expected).max()))
+
+
+def watch_memory(device, book) -> None:
+    """Add every delta to ``book["sum"]`` on the segments that a receipt says were applied."""
+    spool, settle = device._spool, device._settle
+
+    def on_spool(assignment, result):
+        book[assignment.round] = result.delta
+        spool(assignment, result)
+
+    def on_settle(pending, receipt):
+        key = ("settled", receipt.round)
+        if receipt.applied and key not in book:
+            book[key] = True
+            book.setdefault("sum", np.zeros(device.trainer.layout.size))
+            for index in receipt.applied:
+                part = device.trainer.layout.segments[index].slice
+                book["sum"][part] += book[receipt.round][part]
+        settle(pending, receipt)
+
+    device._spool, device._settle = on_spool, on_settle
 
 
 def test_the_same_plan_gives_the_same_run():

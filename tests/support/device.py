@@ -95,6 +95,7 @@ class Aggregator:
     layout: Layout
     algorithm: AlgorithmSpec = field(default_factory=lambda: FedDyn(name="feddyn"))
     local: LocalSpec = QUICK
+    uplink: UplinkSpec = field(default_factory=lambda: UplinkSpec(bits=1.0))
     on_request: OnRequest = pass_on
     last_round: int = 1_000
     round: int = 1
@@ -131,7 +132,7 @@ class Aggregator:
             algorithm=self.algorithm,
             relative_size=1.0,
             local=self.local,
-            uplink=UplinkSpec(bits=1.0),
+            uplink=self.uplink,
             downlink=DownlinkSpec(bits=4.0),
             seconds_left=60.0,
             dual_epoch=self.epoch,

@@ -1,32 +1,81 @@
-"""Levels of the kept coordinates of one vector."""
+"""Which levels the kept coordinates of each vector of an update get.
+
+``family`` says from what: "gennorm" or "weibull" fit that law to all of a vector's coordinates that are not zero,
+"auto" takes the likelier of the two vector by vector, and the levels are the best ones for the law *above the
+threshold* τ, by |g|^M (g - ĝ)² (``design.py``). The authors' code fits the survivors themselves, whose law has a hole
+at zero that a generalized normal law cannot have. "empirical" asks no law: an M-weighted Lloyd quantizer of what was
+kept.
+
+One Newton iteration serves all vectors of an update.
+"""
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Literal
 
 import numpy as np
 import numpy.typing as npt
 
 from fedge.codecs.base import Vector
+from fedge.codecs.m22.design import design_many
+from fedge.codecs.m22.estimate import Fit, fit
+from fedge.codecs.m22.families import law
 from fedge.codecs.m22.histogram import Doubles, lloyd
+from fedge.errors import CodecError
 
 Family = Literal["auto", "gennorm", "weibull", "empirical"]
 
+SAMPLE, LEAST_SAMPLE = 1 << 15, 1 << 11
+"""Coordinates that all laws of an update are read off, and the least for each."""
+PRECISION = 1e-3
+"""Newton's last relative step; levels are then right to about its square, and travel to 2^-8."""
 _FINE_SHIFT = 17  # bins of a 64th of an octave
 
 
-def design_levels(
-    x: Vector, magnitudes: Doubles, tau: float, levels_bits: int, magnitude: float, family: Family
-) -> npt.NDArray[np.float64]:
-    """Return 2^(levels_bits - 1) ascending levels for ``magnitudes``, float64 ``[K]``, all at least ``tau``."""
-    return empirical_levels(magnitudes, levels_bits, magnitude)
+def laws(vectors: Sequence[Vector], family: Family) -> list[Fit] | None:
+    """Return the law of each vector, None where no law is asked."""
+    if family == "empirical":
+        return None
+    sample = max(LEAST_SAMPLE, SAMPLE // max(len(vectors), 1))
+    return [fit(x, family, sample=sample) for x in vectors]
 
 
-def empirical_levels(magnitudes: Doubles, levels_bits: int, magnitude: float) -> Doubles:
-    """Return the M-weighted Lloyd levels of ``magnitudes`` themselves."""
+def codebooks(
+    found: Sequence[Fit] | None, kept: Sequence[Doubles], taus: Sequence[float], levels: Sequence[int], magnitude: float
+) -> list[Doubles]:
+    """Return the levels of each vector, float64 ``[levels[k]]``, ascending.
+
+    ``kept``: magnitudes of its kept coordinates, float64; ``taus``: the least of them; ``found``: the laws.
+    """
+    if found is not None:
+        try:
+            return _designed(found, taus, levels, magnitude)
+        except CodecError:  # a law so wrong that what was kept hardly ever happens in it
+            pass
+    return [
+        empirical_levels(here, count, magnitude) if here.size else np.full(count, tau)
+        for here, tau, count in zip(kept, taus, levels, strict=True)
+    ]
+
+
+def _designed(found: Sequence[Fit], taus: Sequence[float], levels: Sequence[int], magnitude: float) -> list[Doubles]:
+    scales = np.array([one.scale or 1.0 for one in found])
+    s, k = np.array([law(one.family, one.shape) for one in found]).T
+    tau = np.array(taus) / scales
+    counts = np.array(levels, np.int64)
+    with np.errstate(all="ignore"):
+        best = design_many(s, k, np.full(s.size, float(magnitude)), counts, tau, PRECISION)
+    designed = [best[n, :count] * scales[n] for n, count in enumerate(levels)]
+    if not all(np.isfinite(one).all() and (np.diff(one) >= 0).all() for one in designed):
+        raise CodecError("expected levels that are finite and ascend")
+    return designed
+
+
+def empirical_levels(magnitudes: Doubles, levels: int, magnitude: float) -> npt.NDArray[np.float64]:
+    """Return the M-weighted Lloyd levels of ``magnitudes`` themselves, float64 ``[levels]``, ascending."""
     bins = magnitudes.astype(np.float32).view(np.uint32) >> np.uint32(_FINE_SHIFT)
-    first = int(bins.min())
-    counts = np.bincount((bins - np.uint32(first)).astype(np.int64))
-    sums = np.bincount((bins - np.uint32(first)).astype(np.int64), magnitudes)
+    inside = (bins - bins.min()).astype(np.int64)
+    counts, sums = np.bincount(inside), np.bincount(inside, magnitudes)
     used = counts > 0
-    return lloyd(sums[used] / counts[used], counts[used].astype(np.float64), 1 << (levels_bits - 1), magnitude)
+    return lloyd(sums[used] / counts[used], counts[used].astype(np.float64), levels, magnitude)

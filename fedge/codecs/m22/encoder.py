@@ -1,7 +1,7 @@
 """From the vectors of one update to what is kept of each: threshold, levels, cells, amplitude, budget to the byte.
 
     1. R, the bits of a level: as asked, or what the histogram of the whole update predicts to lose least
-    2. top K over all vectors together, one threshold τ; ties at τ are kept from a place that the seed draws
+    2. top K over all vectors together, one threshold τ; which of those that are exactly τ is drawn by the seed
     3. each vector's levels: from its law above τ (``codebook.py``), in the order of its magnitudes
     4. cells by nearest level: |g|^M multiplies the cost of all candidates alike, so M never enters here
     5. amplitude: all levels of a vector times one factor
@@ -29,7 +29,8 @@ from fedge import seeds
 from fedge.codecs.base import Part, Vector
 from fedge.codecs.block_codes import energies
 from fedge.codecs.m22 import payload
-from fedge.codecs.m22.codebook import Family, design_levels
+from fedge.codecs.m22.codebook import Family, codebooks, laws
+from fedge.codecs.m22.estimate import Fit
 from fedge.codecs.m22.histogram import Histogram, Prediction, histogram, magnitude_bits, predict
 from fedge.codecs.m22.payload import HEAD_BYTES, MOST_LEVELS_BITS, Kept
 from fedge.codecs.m22.subset import Ints, choose
@@ -77,14 +78,17 @@ def encode_together(parts: Sequence[Part], settings: Settings, most_bytes: int) 
     budget = 8.0 * (most_bytes - HEAD_BYTES * len(parts))
     plans = _plans(found, budget, len(parts), settings.levels_bits)
     candidates = gather(vectors, found, 1.15 * max(plan.kept for plan in plans[:2]) + 64)
+    if candidates.bits.size == 0:
+        return [nothing(x.size, 0.0).to_bytes() for x in vectors]
     sums = [float(energies(x, np.array([x.size]))[0]) for x in vectors]
+    found_laws = laws(vectors, settings.family)
     best: list[Kept] = []
     lost = np.inf
     for plan in plans[:2]:
         if best and plan.error >= SURPRISE * lost:
             break
-        draft = _Draft(vectors, sums, candidates, settings, plan.levels_bits, parts[0].seed)
-        kept = draft.fit(min(round(plan.kept), candidates.bits.size), most_bytes)
+        draft = _Draft(vectors, sums, candidates, found_laws, settings, plan.levels_bits, parts[0].seed)
+        kept = draft.fit(min(max(round(plan.kept), 1), candidates.bits.size), most_bytes)
         error = sum(one.error * energy for one, energy in zip(kept, sums, strict=True)) / (sum(sums) or 1.0)
         if error < lost:
             best, lost = kept, error
@@ -92,10 +96,12 @@ def encode_together(parts: Sequence[Part], settings: Settings, most_bytes: int) 
 
 
 def _plans(found: Histogram, budget: float, count: int, levels_bits: int | None) -> list[Prediction]:
-    """Return how much each R that may be used would keep, the best first."""
-    highest = min(MOST_LEVELS_BITS, int(budget / max(found.size, 1)) + 3)
-    rates = range(1, highest + 1) if levels_bits is None else [levels_bits]
+    """Return how much each R that may be used would keep, the best first; one if R was asked for."""
+    highest = min(MOST_LEVELS_BITS, int(budget / max(found.size, 1)) + 3) if levels_bits is None else levels_bits
+    rates = range(1, highest + 1)
     predictions = [predict(found, budget - 8 * count * side_bytes(rate), rate) for rate in rates]
+    if levels_bits is not None:
+        return [next((one for one in reversed(predictions) if one.kept >= 1), predictions[0])]
     return sorted(predictions, key=lambda prediction: prediction.error)
 
 
@@ -122,9 +128,12 @@ def gather(vectors: Sequence[Vector], found: Histogram, wanted: float) -> Candid
 
 @dataclass(frozen=True, slots=True)
 class _Draft:
+    """One way to code an update: R, and what of it does not depend on how much is kept."""
+
     vectors: Sequence[Vector]
     energies: list[float]
     candidates: Candidates
+    laws: list[Fit] | None
     settings: Settings
     levels_bits: int
     seed: int
@@ -134,11 +143,13 @@ class _Draft:
 
         The length is concave in K but for the end, where naming what is left out takes less again. So a first draft
         that is too long is cut by more than its mean coordinate takes; from then on two drafts enclose the budget.
+        Levels are those of the first draft: a few coordinates more or less do not move them.
         """
         least, most = (0, HEAD_BYTES * len(self.vectors)), (self.candidates.bits.size + 1, 0)
-        best, tried = self.keep(0), 0
+        levels = self.codebooks(kept)
+        best, tried = self.keep(0, levels), 0
         while most[0] - least[0] > 1 and (tried < ROUNDS or least[0] == 0):
-            found, tried = self.keep(kept), tried + 1
+            found, tried = self.keep(kept, levels), tried + 1
             size = total_bytes(found)
             each = max(size - HEAD_BYTES * len(self.vectors), 1) / max(kept, 1)
             if size <= most_bytes:
@@ -154,50 +165,45 @@ class _Draft:
             kept = min(max(int(guess), least[0] + 1), most[0] - 1)
         return best
 
-    def keep(self, kept: int) -> list[Kept]:
-        """Return what is kept of each vector if ``kept`` coordinates are kept in all."""
-        chosen, starts = self._chosen(kept), self.candidates.starts
-        return [self._keep_of(k, chosen[starts[k] : starts[k + 1]]) for k in range(len(self.vectors))]
+    def codebooks(self, kept: int) -> list[payload.Levels]:
+        """Return the levels of each vector if ``kept`` coordinates are kept in all: fewer where few are."""
+        chosen = zip(self.vectors, self._chosen(kept), strict=True)
+        here = [np.abs(x[positions]).astype(np.float64) for x, positions in chosen]
+        least = float(self._threshold(kept).view(np.float32))
+        taus = [float(one.min()) if one.size else least for one in here]
+        bits = [max(1, (one.size // LEAST_PER_LEVEL).bit_length()) for one in here]
+        counts = [1 << (min(self.levels_bits, affordable) - 1) for affordable in bits]
+        return codebooks(self.laws, here, taus, counts, self.settings.magnitude)
 
-    def _chosen(self, kept: int) -> npt.NDArray[np.bool_]:
-        """Return which candidates are kept, bool ``[n]``."""
-        bits, order = self.candidates.bits, self.candidates.order
-        if kept >= bits.size:
-            return np.ones(bits.size, np.bool_)
-        threshold = order[bits.size - kept] if kept else np.uint32(0xFFFFFFFF)
+    def keep(self, kept: int, levels: Sequence[payload.Levels]) -> list[Kept]:
+        """Return what is kept of each vector if ``kept`` coordinates are kept in all."""
+        each = zip(self.vectors, self.energies, levels, self._chosen(kept), strict=True)
+        return [quantize(x, here, mine, energy, self.settings.amplitude) for x, energy, mine, here in each]
+
+    def _threshold(self, kept: int) -> np.uint32:
+        """Return the bits of the least magnitude among ``kept`` coordinates."""
+        order = self.candidates.order
+        return np.uint32(0xFFFFFFFF) if kept == 0 else np.uint32(order[max(order.size - kept, 0)])
+
+    def _chosen(self, kept: int) -> list[Ints]:
+        """Return the positions of what is kept of each vector, int64 ``[K]``, ascending."""
+        bits, starts = self.candidates.bits, self.candidates.starts
+        threshold = self._threshold(kept)
         chosen: npt.NDArray[np.bool_] = bits >= threshold
         too_many = int(np.count_nonzero(chosen)) - kept
-        if too_many:
+        if too_many > 0:
             ties = np.flatnonzero(bits == threshold)
-            first = int(seeds.words(seeds.derive(self.seed, "ties"), 1)[0] % np.uint64(ties.size))
-            chosen[np.roll(ties, -first)[:too_many]] = False
-        return chosen
-
-    def _keep_of(self, k: int, chosen: npt.NDArray[np.bool_]) -> Kept:
-        x, start = self.vectors[k], int(self.candidates.starts[k])
-        positions = self.candidates.positions[start : start + chosen.size][chosen]
-        energy = self.energies[k]
-        if positions.size == 0:
-            return nothing(x.size, 1.0 if energy else 0.0)
-        values = x[positions]
-        magnitudes = np.abs(values).astype(np.float64)
-        affordable = max(1, (positions.size // LEAST_PER_LEVEL).bit_length())
-        levels_bits = min(self.levels_bits, affordable)
-        tau = float(magnitudes.min())
-        levels = design_levels(x, magnitudes, tau, levels_bits, self.settings.magnitude, self.settings.family)
-        return quantize(x.size, positions, values < 0, magnitudes, levels, energy, self.settings.amplitude)
+            chosen[ties[seeds.permutation(seeds.derive(self.seed, "ties"), ties.size)[:too_many]]] = False
+        pieces = zip(np.split(self.candidates.positions, starts[1:-1]), np.split(chosen, starts[1:-1]), strict=True)
+        return [positions[here] for positions, here in pieces]
 
 
-def quantize(
-    size: int,
-    positions: Ints,
-    negative: npt.NDArray[np.bool_],
-    magnitudes: npt.NDArray[np.float64],
-    levels: payload.Levels,
-    energy: float,
-    amplitude: Amplitude,
-) -> Kept:
-    """Return what is kept of a vector of Σx² = ``energy`` by ``levels``, float64 ``[2^(R-1)]``, ascending."""
+def quantize(x: Vector, positions: Ints, levels: payload.Levels, energy: float, amplitude: Amplitude) -> Kept:
+    """Return what is kept of ``x``, Σx² = ``energy``, at ``positions`` by ``levels``, ascending."""
+    if positions.size == 0:
+        return nothing(x.size, 1.0 if energy else 0.0)
+    values = x[positions]
+    magnitudes, negative = np.abs(values).astype(np.float64), values < 0
     cells = np.searchsorted((levels[1:] + levels[:-1]) / 2, magnitudes).astype(np.uint8)
     counts = np.bincount(cells, minlength=levels.size).astype(np.float64)
     sums = np.bincount(cells, magnitudes, levels.size)
@@ -207,7 +213,7 @@ def quantize(
     codes = payload.pack_levels(levels * factor)
     sent = payload.unpack_levels(codes)
     error = 1.0 - (2.0 * float(sums @ sent) - float(counts @ sent**2)) / energy
-    return Kept(size, levels.size.bit_length(), codes, positions, negative, cells, max(error, 0.0))
+    return Kept(x.size, levels.size.bit_length(), codes, positions, negative, cells, max(error, 0.0))
 
 
 def nothing(size: int, error: float) -> Kept:

@@ -175,7 +175,8 @@ def pack_levels(levels: Levels) -> Codes:
     mantissa, exponent = np.frexp(magnitudes)  # magnitudes = mantissa · 2^exponent, 0.5 <= mantissa < 1
     steps = np.rint(np.ldexp(mantissa, _MANTISSA_BITS + 1)).astype(np.int64)  # 128 .. 256
     codes = ((exponent + _BIAS - 1) << _MANTISSA_BITS) + steps - (1 << _MANTISSA_BITS)
-    packed: Codes = np.where(codes >= 1 << _MANTISSA_BITS, np.minimum(codes, HIGHEST_LEVEL), 0).astype(np.uint16)
+    is_zero = (magnitudes == 0.0) | (codes < 1 << _MANTISSA_BITS)
+    packed: Codes = np.where(is_zero, 0, np.minimum(codes, HIGHEST_LEVEL)).astype(np.uint16)
     return packed
 
 

@@ -15,7 +15,8 @@ NumPy reads and writes them without a loop:
     high bits    for each gap ⌊g/2^r⌋ zeros and a one, the last byte filled with zeros
 
 Of members taken at random with density q a gap takes r + 1/(1 - (1 - q)^(2^r)) bits, at most 2.3 % above the entropy
-H₂(q)/q for q <= 0.38; from there on the bitmap is no longer. A varint is LEB128. The encoder takes what is shortest.
+H₂(q)/q for q <= 0.3, and 5 % at 0.38, from where on the bitmap is no longer. A varint is LEB128. The encoder takes what
+is shortest.
 """
 
 from __future__ import annotations

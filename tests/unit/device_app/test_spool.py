@@ -173,6 +173,59 @@ def test_forgetting_leaves_what_the_state_names(spool):
     assert sorted(path.name for path in spool.folder.iterdir()) == ["download-run-1-3", "dual-run-1-2-3.f64", "state"]
 
 
+M22 = ASSIGNMENT.model_copy(update={"uplink": UplinkSpec(codec="m22")})
+OWED = PENDING.model_copy(update={"assignment": M22})
+LOSS = np.cos(np.arange(LAYOUT.size, dtype=np.float32))
+
+
+def settle_m22(spool, state, number, *applied, algorithm=FedAvg()):  # noqa: B008
+    later = receipt(*applied).model_copy(update={"round": number})
+    spool.settle(state, OWED, later, algorithm, LAYOUT, STREAM)
+
+
+def test_settling_takes_what_was_lost_of_the_applied_segments_into_memory(spool):
+    spool.write_loss(M22, PENDING.update, LOSS)
+    settle_m22(spool, STATE, 3, 1)
+    settle_m22(spool, STATE, 3, 1)
+    segment, expected = LAYOUT.segments[1], np.zeros(LAYOUT.size, np.float32)
+    expected[segment.slice] = LOSS[segment.slice]
+    assert np.array_equal(spool.memory("run-1", 2, 3, LAYOUT.size), expected)
+    assert spool.memory("run-1", 2, 0, LAYOUT.size) is None
+
+
+def test_memory_goes_on_from_the_one_that_the_state_names(spool):
+    spool.write_loss(M22, PENDING.update, LOSS)
+    settle_m22(spool, STATE, 3, 0)
+    settle_m22(spool, STATE.model_copy(update={"last_applied": 3}), 4, 1)
+    both = np.zeros(LAYOUT.size, np.float32)
+    for index in (0, 1):
+        both[LAYOUT.segments[index].slice] = LOSS[LAYOUT.segments[index].slice]
+    assert np.array_equal(spool.memory("run-1", 2, 4, LAYOUT.size), both)
+
+
+def test_a_loss_that_is_gone_damaged_or_of_another_update_leaves_no_memory_and_is_no_error(spool):
+    for spoil in (lambda path: path.unlink(), lambda path: path.write_bytes(path.read_bytes()[:-1])):
+        spool.write_loss(M22, PENDING.update, LOSS)
+        spoil(spool.folder / "loss-run-1-3.f32")
+        settle_m22(spool, STATE, 3, 1)
+        assert spool.memory("run-1", 2, 3, LAYOUT.size) is None
+    spool.write_loss(M22, "0" * 32, LOSS)
+    settle_m22(spool, STATE, 3, 1)
+    assert spool.memory("run-1", 2, 3, LAYOUT.size) is None
+
+
+def test_dual_and_memory_settle_together_and_are_forgotten_together(spool):
+    spool.write_update(M22, STORED)
+    spool.write_loss(M22, PENDING.update, LOSS)
+    settle_m22(spool, STATE, 3, 0, algorithm=FedDyn())
+    after = Participant(run="run-1", dual_epoch=2, last_applied=3)
+    spool.forget(after)
+    kept = ["dual-run-1-2-3.f64", "memory-run-1-2-3.f32"]
+    assert sorted(path.name for path in spool.folder.iterdir()) == kept
+    spool.forget(after.model_copy(update={"last_applied": 5}))
+    assert list(spool.folder.iterdir()) == []
+
+
 def test_a_full_disk_is_said_so_and_leaves_the_old_file(spool):
     def fill(name):
         if name.startswith("filled"):
