@@ -34,7 +34,7 @@ def checked_levels_bits(levels_bits: int) -> int:
     return int(levels_bits)
 
 
-def _checked_truncation(s: float, k: float, truncation: float) -> float:
+def checked_truncation(s: float, k: float, truncation: float) -> float:
     if not 0 <= truncation < np.inf:
         raise CodecError(f"expected a truncation of 0 or more, got {truncation}")
     survivors = incomplete(np.array([s / k]), np.array([float(truncation)]) ** k)[1][0]
@@ -47,7 +47,7 @@ def quantizer(family: str, shape: float, magnitude: float, levels_bits: int, tru
     """Return the best quantizer, with its closed forms; arguments and errors are those of :func:`design`."""
     s, k = law(family, shape)
     m, count = checked_magnitude(magnitude), 2 ** (checked_levels_bits(levels_bits) - 1)
-    tau = _checked_truncation(s, k, truncation)
+    tau = checked_truncation(s, k, truncation)
     one = [np.array([v]) for v in (s, k, m, tau)]
     positive = design_many(one[0], one[1], one[2], np.array([count]), one[3])
     return Quantizer(family, float(shape), m, tau, positive[0])
