@@ -10,7 +10,7 @@ import numpy as np
 
 from fedge.codecs.m22.design import design_many
 from fedge.codecs.m22.gamma import Doubles
-from fedge.codecs.m22.table import FILE, LARGEST_BITS, LOG_K, LOG_P, Z, exponent, single
+from fedge.codecs.m22.table import FILE, LARGEST_BITS, LOG_K, LOG_P, Z, share_at, single
 
 
 def truncations(k: Doubles, p: Doubles, share: Doubles) -> Doubles:
@@ -27,7 +27,7 @@ def row(k: Doubles, p: Doubles, z: Doubles) -> Doubles:
     """Return T, float64 ``[laws, 14]``, at k, p and z, ``[laws]`` each."""
     tail = z == 1  # exponential
     k, p, z = (np.where(tail, end, v) for v, end in ((k, 1.0), (p, 1.0), (z, 0.0)))
-    tau = truncations(k, p, z ** (1 / exponent(k, p)))
+    tau = truncations(k, p, share_at(k, z))
     span = (single(k, p, tau) - tau)[:, None]
     found = []
     for bits in range(2, LARGEST_BITS + 1):

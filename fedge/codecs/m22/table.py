@@ -5,10 +5,10 @@ best n levels depend on k, p and τ alone. The table holds
 
     T_j = ln((c_j - τ)/(c̄ - τ)),    c̄ = E[x] of that law, its best single level, in closed form at run time
 
-for n = 2, 4, 8 over ln k, ln p and z = (τ/c̄)^(p/(1 + p) + k/2), and is read by interpolating cubics through the four
-nearest nodes of each. Any real M, either family and any truncation thus read one table. The exponent straightens the
-corner that a law with p < 1 has at τ = 0, and spreads the little room near 1 in which one with a large k becomes its
-tail; at z = 1 every tail is exponential and T is that of k = p = 1, τ = 0.
+for n = 2, 4, 8 over ln k, ln p and z = y/(y + (1 + k/2)(1 - y)), y = √(τ/c̄), and is read by interpolating cubics
+through the four nearest nodes of each. Any real M, either family and any truncation thus read one table. The root
+straightens the corner that a law with p < 1 has at τ = 0, the fraction spreads the little room near y = 1 in which one
+with a large k becomes its tail; at z = 1 every tail is exponential and T is that of k = p = 1, τ = 0.
 D_M is stationary at the best levels, so an error of 1e-3 in c costs 1e-6 of it; a test states what the table loses.
 
 File: ``table.npy``, float16 ``[k, p, z, 14]``, the 2, 4 and 8 levels one after another; :mod:`.make_table` writes it.
@@ -43,10 +43,17 @@ def single(k: Doubles, p: Doubles, tau: Doubles) -> Doubles:
     return mean
 
 
-def exponent(k: Doubles, p: Doubles) -> Doubles:
-    """Return the power of τ/c̄ that z is, float64 ``[laws]``."""
-    power: Doubles = p / (1 + p) + k / 2
-    return power
+def position(k: Doubles, share: Doubles) -> Doubles:
+    """Return z where τ/c̄ is ``share``, float64 ``[laws]``."""
+    y = np.sqrt(share)
+    z: Doubles = y / (y + (1 + k / 2) * (1 - y))
+    return z
+
+
+def share_at(k: Doubles, z: Doubles) -> Doubles:
+    """Return τ/c̄ at z: the inverse of :func:`position`."""
+    share: Doubles = (z / (z + (1 - z) / (1 + k / 2))) ** 2
+    return share
 
 
 @functools.cache
@@ -105,7 +112,7 @@ def tabulated_many(s: Doubles, k: Doubles, magnitude: Doubles, tau: Doubles) -> 
     p = s + magnitude
     mean = single(k, p, tau)
     inside = within(k, p)
-    t = _interpolated(np.where(inside, k, 1.0), np.where(inside, p, 1.0), (tau / mean) ** exponent(k, p))
+    t = _interpolated(np.where(inside, k, 1.0), np.where(inside, p, 1.0), position(k, tau / mean))
     levels = [mean[:, None]]
     for bits in range(2, LARGEST_BITS + 1):
         n = 2 ** (bits - 1)

@@ -35,7 +35,7 @@ def test_reading_the_table_costs_little_where_updates_are(survivors):
         for shape in (0.33, 0.47, 0.71, 0.95, 1.4, 2.7):
             tau = threshold(family, shape, survivors)
             losses = [loss(family, shape, m, bits, tau) for m in (0, 0.6, 2, 4) for bits in (2, 4)]
-            assert max(losses) < 3e-4 and np.median(losses) < 1e-4
+            assert max(losses) < 1e-3 and np.median(losses) < 1e-4
 
 
 @pytest.mark.parametrize("survivors", [1.0, 0.97, 0.1, 1e-4])
@@ -43,7 +43,7 @@ def test_reading_the_table_is_fair_everywhere(survivors):
     for family, least in (("gennorm", 0.15), ("weibull", 0.2)):
         for shape in (least, 0.24, 4.4, 7.6, 10.0):
             tau = threshold(family, shape, survivors)
-            assert max(loss(family, shape, m, 4, tau) for m in (0, 5.8, 9)) < 1e-2
+            assert max(loss(family, shape, m, 4, tau) for m in (0, 5.8, 9)) < 5e-3
 
 
 def test_one_bit_is_exact():
