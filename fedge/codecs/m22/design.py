@@ -13,34 +13,11 @@ from __future__ import annotations
 import numpy as np
 import numpy.typing as npt
 
-from fedge.codecs.m22.families import checked_magnitude, law
-from fedge.codecs.m22.gamma import Doubles, incomplete
-from fedge.codecs.m22.newton import solve, start
+from fedge.codecs.m22.families import checked_levels_bits, checked_magnitude, checked_truncation, law
+from fedge.codecs.m22.gamma import Doubles
+from fedge.codecs.m22.newton import solve
 from fedge.codecs.m22.quantizer import Quantizer
-from fedge.errors import CodecError
-
-LARGEST_LEVELS_BITS = 8
-LEAST_SURVIVORS = 1e-200
-
-
-def checked_levels_bits(levels_bits: int) -> int:
-    """Return R as it is.
-
-    Raises:
-        CodecError: if ``levels_bits`` is not one of the integers 1 to 8.
-    """
-    if not (isinstance(levels_bits, int | np.integer) and 1 <= levels_bits <= LARGEST_LEVELS_BITS):
-        raise CodecError(f"expected a whole number of bits from 1 to {LARGEST_LEVELS_BITS}, got {levels_bits!r}")
-    return int(levels_bits)
-
-
-def checked_truncation(s: float, k: float, truncation: float) -> float:
-    if not 0 <= truncation < np.inf:
-        raise CodecError(f"expected a truncation of 0 or more, got {truncation}")
-    survivors = incomplete(np.array([s / k]), np.array([float(truncation)]) ** k)[1][0]
-    if not survivors > LEAST_SURVIVORS:
-        raise CodecError(f"expected a truncation that survives with {LEAST_SURVIVORS} or more, got {truncation}")
-    return float(truncation)
+from fedge.codecs.m22.table import first_levels
 
 
 def quantizer(family: str, shape: float, magnitude: float, levels_bits: int, truncation: float = 0.0) -> Quantizer:
@@ -81,7 +58,7 @@ def design(
 def design_many(
     s: Doubles, k: Doubles, magnitude: Doubles, levels: npt.NDArray[np.int64], tau: Doubles, precision: float = 1e-13
 ) -> Doubles:
-    """Return the positive levels of many quantizers of unit scale by one Newton iteration for all.
+    """Return the positive levels of many quantizers of unit scale by one Newton iteration for all, from the table.
 
     Args:
         s: ``[laws]``, like all others; :func:`fedge.codecs.m22.families.law` gives s and k.
@@ -92,4 +69,4 @@ def design_many(
     Returns:
         float64 ``[laws, max(levels)]``, ascending.
     """
-    return solve(s, k, magnitude, tau, start(s, k, magnitude, levels, tau), precision)
+    return solve(s, k, magnitude, tau, first_levels(s, k, magnitude, levels, tau), precision)

@@ -20,7 +20,9 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Mapping
 
-from fedge.codecs.m22.gamma import ratio
+import numpy as np
+
+from fedge.codecs.m22.gamma import incomplete, ratio
 from fedge.errors import CodecError
 from fedge.registry import find
 
@@ -31,6 +33,8 @@ FAMILIES: Mapping[str, Callable[[float], tuple[float, float]]] = {
 }
 LEAST_SHAPE, LARGEST_SHAPE = 0.1, 20.0
 LARGEST_MAGNITUDE = 1000.0
+LARGEST_LEVELS_BITS = 8
+LEAST_SURVIVORS = 1e-200
 
 
 def law(family: str, shape: float) -> tuple[float, float]:
@@ -55,6 +59,26 @@ def checked_magnitude(magnitude: float) -> float:
     if not 0 <= magnitude <= LARGEST_MAGNITUDE:
         raise CodecError(f"expected a magnitude M from 0 to {LARGEST_MAGNITUDE:.0f}, got {magnitude}")
     return float(magnitude)
+
+
+def checked_levels_bits(levels_bits: int) -> int:
+    """Return R as it is.
+
+    Raises:
+        CodecError: if ``levels_bits`` is not one of the integers 1 to 8.
+    """
+    if not (isinstance(levels_bits, int | np.integer) and 1 <= levels_bits <= LARGEST_LEVELS_BITS):
+        raise CodecError(f"expected a whole number of bits from 1 to {LARGEST_LEVELS_BITS}, got {levels_bits!r}")
+    return int(levels_bits)
+
+
+def checked_truncation(s: float, k: float, truncation: float) -> float:
+    if not 0 <= truncation < np.inf:
+        raise CodecError(f"expected a truncation of 0 or more, got {truncation}")
+    survivors = incomplete(np.array([s / k]), np.array([float(truncation)]) ** k)[1][0]
+    if not survivors > LEAST_SURVIVORS:
+        raise CodecError(f"expected a truncation that survives with {LEAST_SURVIVORS} or more, got {truncation}")
+    return float(truncation)
 
 
 def absolute_moment(family: str, shape: float, power: float) -> float:

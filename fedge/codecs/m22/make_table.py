@@ -8,8 +8,8 @@ from __future__ import annotations
 
 import numpy as np
 
-from fedge.codecs.m22.design import design_many
 from fedge.codecs.m22.gamma import Doubles
+from fedge.codecs.m22.newton import designed
 from fedge.codecs.m22.table import FILE, LARGEST_BITS, LOG_K, LOG_P, Z, share_at, single
 
 
@@ -32,7 +32,7 @@ def row(k: Doubles, p: Doubles, z: Doubles) -> Doubles:
     found = []
     for bits in range(2, LARGEST_BITS + 1):
         count = np.full(k.size, 2 ** (bits - 1))
-        c = design_many(np.ones_like(k), k, p - 1, count, tau, precision=1e-9)
+        c = designed(np.ones_like(k), k, p - 1, count, tau, precision=1e-9)
         found.append(np.log((c - tau[:, None]) / span))
     return np.concatenate(found, axis=1)
 

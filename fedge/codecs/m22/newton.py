@@ -130,3 +130,15 @@ def solve(s: Doubles, k: Doubles, magnitude: Doubles, tau: Doubles, c: Doubles, 
             return c
         last = change
     raise CodecError(f"expected Newton's method to settle within {_ROUNDS} steps, got {c.tolist()}")
+
+
+def designed(
+    s: Doubles,
+    k: Doubles,
+    magnitude: Doubles,
+    levels: npt.NDArray[np.int64],
+    tau: Doubles,
+    precision: float = _STEP,
+) -> Doubles:
+    """Return what :func:`solve` makes of :func:`start`."""
+    return solve(s, k, magnitude, tau, start(s, k, magnitude, levels, tau), precision)

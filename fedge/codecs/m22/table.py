@@ -23,9 +23,9 @@ from pathlib import Path
 import numpy as np
 import numpy.typing as npt
 
-from fedge.codecs.m22.design import checked_levels_bits, checked_truncation, design_many
-from fedge.codecs.m22.families import checked_magnitude, law
+from fedge.codecs.m22.families import checked_levels_bits, checked_magnitude, checked_truncation, law
 from fedge.codecs.m22.gamma import Doubles, incomplete, ratios
+from fedge.codecs.m22.newton import designed, start
 
 VERSION = 1  # of the nodes and the file; both ends of a wire that relies on a table must have the same
 FILE = Path(__file__).with_name("table.npy")
@@ -120,7 +120,7 @@ def tabulated_many(s: Doubles, k: Doubles, magnitude: Doubles, tau: Doubles) -> 
         if not inside.all():
             out = ~inside
             count = np.full(int(out.sum()), n)
-            levels[-1][out] = design_many(s[out], k[out], magnitude[out], count, tau[out])
+            levels[-1][out] = designed(s[out], k[out], magnitude[out], count, tau[out])
     return tuple(levels)
 
 
@@ -135,8 +135,26 @@ def tabulated(
     m, bits = checked_magnitude(magnitude), checked_levels_bits(levels_bits)
     one = [np.array([v]) for v in (s, k, m, checked_truncation(s, k, truncation))]
     if bits > LARGEST_BITS:
-        positive = design_many(one[0], one[1], one[2], np.array([2 ** (bits - 1)]), one[3])[0]
+        positive = designed(one[0], one[1], one[2], np.array([2 ** (bits - 1)]), one[3])[0]
     else:
         positive = tabulated_many(one[0], one[1], one[2], one[3])[bits - 1][0]
     midpoints = (positive[1:] + positive[:-1]) / 2
     return np.concatenate((-positive[::-1], positive)), np.concatenate((-midpoints[::-1], [0.0], midpoints))
+
+
+def first_levels(s: Doubles, k: Doubles, magnitude: Doubles, levels: npt.NDArray[np.int64], tau: Doubles) -> Doubles:
+    """Return levels for Newton's method to start from, as :func:`fedge.codecs.m22.newton.start` does, but from the
+    table where it has the law and the number of levels."""
+    known = within(k, s + magnitude) & np.isin(levels, [2**bits for bits in range(LARGEST_BITS)])
+    c = np.full((k.size, int(levels.max())), np.inf)
+    if known.any():
+        found = tabulated_many(s[known], k[known], magnitude[known], tau[known])
+        for bits, row in enumerate(found):
+            mine = levels[known] == 2**bits
+            if mine.any():
+                c[np.flatnonzero(known)[mine], : 2**bits] = row[mine]
+    if not known.all():
+        out = ~known
+        rest = start(s[out], k[out], magnitude[out], levels[out], tau[out])
+        c[out, : rest.shape[1]] = rest
+    return c
