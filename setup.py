@@ -28,7 +28,7 @@ setup(
     ext_modules=[
         Extension(
             "fedge.codecs._native",
-            sources=[str(KERNELS / name) for name in ("module.c", "avx512.c", "avx2.c", "baseline.c")],
+            sources=[str(KERNELS / name) for name in ("module.c", "sparse.c", "avx512.c", "avx2.c", "baseline.c")],
             depends=sorted(map(str, KERNELS.glob("*.h"))),
             extra_compile_args=[
                 "-O3",

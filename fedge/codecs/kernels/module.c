@@ -1,9 +1,10 @@
-/* The Python side of EDEN's hot loops: checks, memory, and the choice among the copies in `avx512.c`, `avx2.c` and
+/* The Python side of EDEN's hot loops (M22's are in `sparse.c`): checks, memory, and the choice among the copies in `avx512.c`, `avx2.c` and
  * `baseline.c`, which are `kernels.h` compiled for each instruction set. Nothing is global but that choice, and the GIL
  * is released while they run.
  */
 
 #include "job.h"
+#include "sparse.h"
 
 static const Kernels *const ALL[] = {
 #if defined(__x86_64__)
@@ -377,13 +378,20 @@ static PyMethodDef methods[] = {
     {"encode_codes", encode_codes, METH_VARARGS, encode_codes_doc},
     {"decode_codes", decode_codes, METH_VARARGS, decode_codes_doc},
     {"energies", energies, METH_VARARGS, energies_doc},
+    {"largest", fedge_largest, METH_VARARGS, "largest(values, threshold, places, found); see sparse.c"},
+    {"cells", fedge_cells, METH_VARARGS, "cells(values, edges, cells, counts, sums); see sparse.c"},
+    {"above", fedge_above, METH_VARARGS, "above(cells, level, places, rest); see sparse.c"},
+    {"gap_bytes", fedge_gap_bytes, METH_VARARGS, "gap_bytes(places, low_bits); see sparse.c"},
+    {"pack_gaps", fedge_pack_gaps, METH_VARARGS, "pack_gaps(places, low_bits, size_bytes); see sparse.c"},
+    {"unpack_gaps", fedge_unpack_gaps, METH_VARARGS, "unpack_gaps(data, start, low_bits, size, places); see sparse.c"},
+    {"lloyd", fedge_lloyd, METH_VARARGS, "lloyd(x, mass, moment, levels, steps); see sparse.c"},
     {"isa", isa, METH_NOARGS, "isa()\nReturn the name of the instruction set in use."},
     {"use_isa", use_isa, METH_VARARGS, "use_isa(name)\nUse 'avx512', 'avx2' or 'baseline' if this CPU can; says if."},
     {NULL, NULL, 0, NULL},
 };
 
 static struct PyModuleDef definition = {
-    PyModuleDef_HEAD_INIT, "_native", "EDEN's hot loops; see twin.py.", 0, methods, NULL, NULL, NULL, NULL,
+    PyModuleDef_HEAD_INIT, "_native", "The hot loops of EDEN and M22; see twin.py and m22/sparse.py.", 0, methods, NULL, NULL, NULL, NULL,
 };
 
 PyMODINIT_FUNC PyInit__native(void) {

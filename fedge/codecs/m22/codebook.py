@@ -6,7 +6,8 @@ threshold* τ, by |g|^M (g - ĝ)² (``design.py``). The authors' code fits the s
 at zero that a generalized normal law cannot have. "empirical" asks no law: an M-weighted Lloyd quantizer of what was
 kept.
 
-One Newton iteration serves all vectors of an update.
+All vectors of an update are looked up in the table at once (``table.py``); where a level has more than 4 bits, one
+Newton iteration designs them all.
 """
 
 from __future__ import annotations
@@ -22,11 +23,12 @@ from fedge.codecs.m22.design import design_many
 from fedge.codecs.m22.estimate import Fit, fit
 from fedge.codecs.m22.families import law
 from fedge.codecs.m22.histogram import Doubles, lloyd
+from fedge.codecs.m22.table import LARGEST_BITS, tabulated_many
 from fedge.errors import CodecError
 
 Family = Literal["auto", "gennorm", "weibull", "empirical"]
 
-SAMPLE, LEAST_SAMPLE = 1 << 15, 1 << 11
+SAMPLE, LEAST_SAMPLE = 1 << 14, 1 << 11
 """Coordinates that all laws of an update are read off, and the least for each."""
 PRECISION = 1e-3
 """Newton's last relative step; levels are then right to about its square, and travel to 2^-8."""
@@ -64,9 +66,14 @@ def _designed(found: Sequence[Fit], taus: Sequence[float], levels: Sequence[int]
     s, k = np.array([law(one.family, one.shape) for one in found]).T
     tau = np.array(taus) / scales
     counts = np.array(levels, np.int64)
+    weights = np.full(s.size, float(magnitude))
     with np.errstate(all="ignore"):
-        best = design_many(s, k, np.full(s.size, float(magnitude)), counts, tau, PRECISION)
-    designed = [best[n, :count] * scales[n] for n, count in enumerate(levels)]
+        if counts.max() <= 1 << (LARGEST_BITS - 1):
+            by_bits = tabulated_many(s, k, weights, tau)
+            best = [by_bits[count.bit_length() - 1][n] for n, count in enumerate(levels)]
+        else:
+            best = list(design_many(s, k, weights, counts, tau, PRECISION))
+    designed = [best[n][:count] * scales[n] for n, count in enumerate(levels)]
     if not all(np.isfinite(one).all() and (np.diff(one) >= 0).all() for one in designed):
         raise CodecError("expected levels that are finite and ascend")
     return designed

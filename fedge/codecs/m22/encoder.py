@@ -23,23 +23,24 @@ from dataclasses import dataclass
 from typing import Literal
 
 import numpy as np
-import numpy.typing as npt
 
 from fedge import seeds
 from fedge.codecs.base import Part, Vector
 from fedge.codecs.block_codes import energies
-from fedge.codecs.m22 import payload
+from fedge.codecs.m22 import payload, sparse
 from fedge.codecs.m22.codebook import Family, codebooks, laws
 from fedge.codecs.m22.estimate import Fit
-from fedge.codecs.m22.histogram import Histogram, Prediction, histogram, magnitude_bits, predict
+from fedge.codecs.m22.histogram import Histogram, Prediction, histogram, predict
 from fedge.codecs.m22.payload import HEAD_BYTES, MOST_LEVELS_BITS, Kept
-from fedge.codecs.m22.subset import Ints, choose
+from fedge.codecs.m22.sparse import MAGNITUDE_MASK, Ints, Words
+from fedge.codecs.m22.subset import choose
 
 Amplitude = Literal["guarded", "projection", "designed"]
 
 ROUNDS = 5
 """Corrections of K; each comes ten times nearer to the budget."""
-FIRST_CUT = 1.5
+BIN_BITS = 16
+"""Candidates are counted in at most 2^16 bins of magnitude, so that no sorting is needed to keep another number."""
 SLACK = 0.002
 """A budget counts as used when no more than this of it is left."""
 SURPRISE = 0.95
@@ -60,15 +61,30 @@ class Settings:
 
 @dataclass(frozen=True, slots=True)
 class Candidates:
-    """Coordinates that may be kept, of all vectors one after the other: magnitude ``bits`` uint32 ``[n]``.
+    """Coordinates that may be kept, of all vectors one after the other: ``values``, float32 as uint32 ``[n]``.
 
-    Those of vector k begin at ``starts[k]``; ``positions`` int64 ``[n]`` count from its first. ``order``: sorted bits.
+    Those of vector k begin at ``starts[k]``; ``positions`` int64 ``[n]`` count from its first. ``bins`` say how large
+    each is, int64 ``[n]``, and ``at_least`` how many are in each bin or above, int64 ``[bins + 1]``.
     """
 
-    bits: npt.NDArray[np.uint32]
+    values: Words
     positions: Ints
     starts: Ints
-    order: npt.NDArray[np.uint32]
+    bins: Ints
+    at_least: Ints
+
+    @property
+    def count(self) -> int:
+        """How many there are."""
+        return self.values.size
+
+    def threshold(self, kept: int) -> int:
+        """Return the bits of the least magnitude among the ``kept`` largest; of none, those above all."""
+        if kept == 0:
+            return int(MAGNITUDE_MASK)
+        bin_of_it = int(np.flatnonzero(self.at_least >= kept)[-1])
+        inside = np.sort(self.values[self.bins == bin_of_it] & MAGNITUDE_MASK)
+        return int(inside[int(self.at_least[bin_of_it]) - kept])
 
 
 def encode_together(parts: Sequence[Part], settings: Settings, most_bytes: int) -> list[bytes]:
@@ -78,7 +94,7 @@ def encode_together(parts: Sequence[Part], settings: Settings, most_bytes: int) 
     budget = 8.0 * (most_bytes - HEAD_BYTES * len(parts))
     plans = _plans(found, budget, len(parts), settings.levels_bits)
     candidates = gather(vectors, found, 1.15 * max(plan.kept for plan in plans[:2]) + 64)
-    if candidates.bits.size == 0:
+    if candidates.count == 0:
         return [nothing(x.size, 0.0).to_bytes() for x in vectors]
     sums = [float(energies(x, np.array([x.size]))[0]) for x in vectors]
     found_laws = laws(vectors, settings.family)
@@ -88,7 +104,7 @@ def encode_together(parts: Sequence[Part], settings: Settings, most_bytes: int) 
         if best and plan.error >= SURPRISE * lost:
             break
         draft = _Draft(vectors, sums, candidates, found_laws, settings, plan.levels_bits, parts[0].seed)
-        kept = draft.fit(min(max(round(plan.kept), 1), candidates.bits.size), most_bytes)
+        kept = draft.fit(min(max(round(plan.kept), 1), candidates.count), most_bytes)
         error = sum(one.error * energy for one, energy in zip(kept, sums, strict=True)) / (sum(sums) or 1.0)
         if error < lost:
             best, lost = kept, error
@@ -115,15 +131,21 @@ def gather(vectors: Sequence[Vector], found: Histogram, wanted: float) -> Candid
     from_above = np.cumsum(found.counts[::-1])
     enough = np.flatnonzero(from_above >= wanted)
     threshold = found.floors[-1 - int(enough[0])] if enough.size else np.uint32(1)
-    bits, positions = [], []
-    for x in vectors:
-        magnitudes = magnitude_bits(x)
-        here = np.flatnonzero(magnitudes >= threshold)
-        positions.append(here)
-        bits.append(magnitudes[here])
-    starts = np.concatenate(([0], np.cumsum([here.size for here in positions])))
-    together = np.concatenate(bits)
-    return Candidates(together, np.concatenate(positions), starts, np.sort(together))
+    found_in = [sparse.largest(x.view(np.uint32), int(threshold)) for x in vectors]
+    starts = np.concatenate(([0], np.cumsum([places.size for places, _ in found_in])))
+    values = np.concatenate([here for _, here in found_in])
+    positions = np.concatenate([places for places, _ in found_in])
+    return _sorted_into_bins(values, positions, starts)
+
+
+def _sorted_into_bins(values: Words, positions: Ints, starts: Ints) -> Candidates:
+    magnitudes = values & MAGNITUDE_MASK
+    lowest = int(magnitudes.min()) if values.size else 0
+    span = int(magnitudes.max()) - lowest if values.size else 0
+    bins = ((magnitudes - np.uint32(lowest)) >> np.uint32(max(0, span.bit_length() - BIN_BITS))).astype(np.int64)
+    counts = np.bincount(bins)
+    at_least = np.concatenate((np.cumsum(counts[::-1])[::-1], [0]))
+    return Candidates(values, positions, starts, bins, at_least)
 
 
 @dataclass(frozen=True, slots=True)
@@ -141,35 +163,33 @@ class _Draft:
     def fit(self, kept: int, most_bytes: int) -> list[Kept]:
         """Return what is kept if as much is kept as fits into ``most_bytes``, beginning with ``kept`` coordinates.
 
-        The length is concave in K but for the end, where naming what is left out takes less again. So a first draft
-        that is too long is cut by more than its mean coordinate takes; from then on two drafts enclose the budget.
+        Each draft says how far K is off, by what a kept coordinate takes: first on average, then between the last two.
         Levels are those of the first draft: a few coordinates more or less do not move them.
         """
-        least, most = (0, HEAD_BYTES * len(self.vectors)), (self.candidates.bits.size + 1, 0)
-        levels = self.codebooks(kept)
+        heads, levels = HEAD_BYTES * len(self.vectors), self.codebooks(kept)
+        least, most, last = 0, self.candidates.count + 1, (0, heads)
         best, tried = self.keep(0, levels), 0
-        while most[0] - least[0] > 1 and (tried < ROUNDS or least[0] == 0):
+        while most - least > 1 and (tried < ROUNDS or least == 0):
             found, tried = self.keep(kept, levels), tried + 1
             size = total_bytes(found)
-            each = max(size - HEAD_BYTES * len(self.vectors), 1) / max(kept, 1)
+            each = (size - last[1]) / (kept - last[0])
+            each = each if each > 0 else (size - heads) / kept
             if size <= most_bytes:
-                least, best = (kept, size), found
+                least, best = kept, found
                 if most_bytes - size <= max(SLACK * most_bytes, 2 * each):
                     break
-                guess = kept + (most_bytes - size) / each
             else:
-                most = (kept, size)
-                guess = kept - FIRST_CUT * (size - most_bytes) / each - 1
-            if least[0] and most[1]:
-                guess = least[0] + (most[0] - least[0]) * (most_bytes - least[1]) / (most[1] - least[1])
-            kept = min(max(int(guess), least[0] + 1), most[0] - 1)
+                most = kept
+            last = kept, size
+            # A little below what would use up all: a draft that is too long is of no use.
+            guess = kept + (most_bytes - SLACK / 4 * most_bytes - size) / each
+            kept = min(max(int(guess), least + 1), most - 1)
         return best
 
     def codebooks(self, kept: int) -> list[payload.Levels]:
         """Return the levels of each vector if ``kept`` coordinates are kept in all: fewer where few are."""
-        chosen = zip(self.vectors, self._chosen(kept), strict=True)
-        here = [np.abs(x[positions]).astype(np.float64) for x, positions in chosen]
-        least = float(self._threshold(kept).view(np.float32))
+        here = [np.abs(values).astype(np.float64) for _, values in self._chosen(kept)]
+        least = float(np.uint32(self.candidates.threshold(kept)).view(np.float32))
         taus = [float(one.min()) if one.size else least for one in here]
         bits = [max(1, (one.size // LEAST_PER_LEVEL).bit_length()) for one in here]
         counts = [1 << (min(self.levels_bits, affordable) - 1) for affordable in bits]
@@ -178,42 +198,37 @@ class _Draft:
     def keep(self, kept: int, levels: Sequence[payload.Levels]) -> list[Kept]:
         """Return what is kept of each vector if ``kept`` coordinates are kept in all."""
         each = zip(self.vectors, self.energies, levels, self._chosen(kept), strict=True)
-        return [quantize(x, here, mine, energy, self.settings.amplitude) for x, energy, mine, here in each]
+        return [quantize(x.size, *here, mine, energy, self.settings.amplitude) for x, energy, mine, here in each]
 
-    def _threshold(self, kept: int) -> np.uint32:
-        """Return the bits of the least magnitude among ``kept`` coordinates."""
-        order = self.candidates.order
-        return np.uint32(0xFFFFFFFF) if kept == 0 else np.uint32(order[max(order.size - kept, 0)])
-
-    def _chosen(self, kept: int) -> list[Ints]:
-        """Return the positions of what is kept of each vector, int64 ``[K]``, ascending."""
-        bits, starts = self.candidates.bits, self.candidates.starts
-        threshold = self._threshold(kept)
-        chosen: npt.NDArray[np.bool_] = bits >= threshold
-        too_many = int(np.count_nonzero(chosen)) - kept
+    def _chosen(self, kept: int) -> list[tuple[Ints, Vector]]:
+        """Return positions, int64 ``[K]``, ascending, and values, float32, of what is kept of each vector."""
+        candidates = self.candidates
+        threshold = candidates.threshold(kept)
+        places, values = sparse.largest(candidates.values, threshold)
+        too_many = places.size - kept
         if too_many > 0:
-            ties = np.flatnonzero(bits == threshold)
-            chosen[ties[seeds.permutation(seeds.derive(self.seed, "ties"), ties.size)[:too_many]]] = False
-        pieces = zip(np.split(self.candidates.positions, starts[1:-1]), np.split(chosen, starts[1:-1]), strict=True)
-        return [positions[here] for positions, here in pieces]
+            ties = np.flatnonzero((values & MAGNITUDE_MASK) == np.uint32(threshold))
+            drawn = seeds.permutation(seeds.derive(self.seed, "ties"), ties.size)[:too_many]
+            places, values = np.delete(places, ties[drawn]), np.delete(values, ties[drawn])
+        ends = np.searchsorted(places, candidates.starts[1:-1])
+        pieces = np.split(candidates.positions[places], ends), np.split(values.view(np.float32), ends)
+        return list(zip(*pieces, strict=True))
 
 
-def quantize(x: Vector, positions: Ints, levels: payload.Levels, energy: float, amplitude: Amplitude) -> Kept:
-    """Return what is kept of ``x``, Σx² = ``energy``, at ``positions`` by ``levels``, ascending."""
+def quantize(
+    size: int, positions: Ints, values: Vector, levels: payload.Levels, energy: float, amplitude: Amplitude
+) -> Kept:
+    """Return what is kept of a vector of Σx² = ``energy``: ``values`` at ``positions``, by ascending ``levels``."""
     if positions.size == 0:
-        return nothing(x.size, 1.0 if energy else 0.0)
-    values = x[positions]
-    magnitudes, negative = np.abs(values).astype(np.float64), values < 0
-    cells = np.searchsorted((levels[1:] + levels[:-1]) / 2, magnitudes).astype(np.uint8)
-    counts = np.bincount(cells, minlength=levels.size).astype(np.float64)
-    sums = np.bincount(cells, magnitudes, levels.size)
+        return nothing(size, 1.0 if energy else 0.0)
+    cells, counts, sums = sparse.cells_of(values, (levels[1:] + levels[:-1]) / 2)
     unit = float(levels[-1]) or 1.0
     product, square = float(sums @ levels / unit), float(counts @ (levels / unit) ** 2) * unit
     factor = {"designed": 1.0, "guarded": product / square, "projection": energy / unit / product}[amplitude]
     codes = payload.pack_levels(levels * factor)
     sent = payload.unpack_levels(codes)
     error = 1.0 - (2.0 * float(sums @ sent) - float(counts @ sent**2)) / energy
-    return Kept(x.size, levels.size.bit_length(), codes, positions, negative, cells, max(error, 0.0))
+    return Kept(size, levels.size.bit_length(), codes, positions, values < 0, cells, max(error, 0.0))
 
 
 def nothing(size: int, error: float) -> Kept:

@@ -21,6 +21,7 @@ import numpy as np
 import numpy.typing as npt
 
 from fedge.codecs.base import Vector
+from fedge.codecs.m22.sparse import MAGNITUDE_MASK, lloyd_steps
 from fedge.codecs.m22.subset import expected_bits
 
 Doubles = npt.NDArray[np.float64]
@@ -29,7 +30,6 @@ BINS_SHIFT = 19  # of a float32's 31 bits of magnitude: 8 of exponent and 4 of m
 BINS = 1 << (31 - BINS_SHIFT)
 SAMPLE = 1 << 16
 LLOYD_STEPS = 12
-MAGNITUDE_MASK = np.uint32(0x7FFFFFFF)
 
 
 @dataclass(frozen=True, slots=True)
@@ -59,17 +59,12 @@ class Prediction:
     error: float
 
 
-def magnitude_bits(x: Vector) -> npt.NDArray[np.uint32]:
-    """Return the bits of ``|x|``, uint32 ``[n]``: integers in the order of the magnitudes."""
-    return x.view(np.uint32) & MAGNITUDE_MASK
-
-
 def histogram(vectors: Sequence[Vector]) -> Histogram:
     """Return the histogram of all of ``vectors``, from about 65,536 of their coordinates, evenly spread."""
     size = sum(x.size for x in vectors)
     stride = max(1, size // SAMPLE)
     sample = np.concatenate([np.empty(0, np.float32), *(x[::stride] for x in vectors)])
-    bits = magnitude_bits(sample)
+    bits = sample.view(np.uint32) & MAGNITUDE_MASK
     counts = np.bincount(bits[bits > 0] >> np.uint32(BINS_SHIFT), minlength=BINS).astype(np.float64)
     used = np.flatnonzero(counts)
     floors = used.astype(np.uint32) << np.uint32(BINS_SHIFT)
@@ -91,14 +86,8 @@ def lloyd(magnitudes: Doubles, counts: Doubles, levels: int, magnitude: float) -
     wanted = (np.arange(levels) + 0.5) / levels * share[-1]
     found = x[np.minimum(np.searchsorted(share, wanted), x.size - 1)]
     mass, moment = (np.concatenate(([0.0], np.cumsum(part))) for part in (weight, weight * x))
-    for _ in range(LLOYD_STEPS):
-        edges = np.searchsorted(x, (found[1:] + found[:-1]) / 2)
-        bounds = np.concatenate(([0], edges, [x.size]))
-        inside = np.diff(mass[bounds])
-        mean = np.divide(np.diff(moment[bounds]), inside, out=found.copy(), where=inside > 0)
-        found = np.maximum.accumulate(mean)
-    levels_found: Doubles = found * unit
-    return levels_found
+    best: Doubles = lloyd_steps(x, mass, moment, found, LLOYD_STEPS) * unit
+    return best
 
 
 def predict(found: Histogram, budget_bits: float, levels_bits: int) -> Prediction:

@@ -31,8 +31,8 @@ import numpy.typing as npt
 
 from fedge.codecs import packing
 from fedge.codecs.base import LARGEST, Vector
-from fedge.codecs.m22 import subset
-from fedge.codecs.m22.subset import Ints
+from fedge.codecs.m22 import sparse, subset
+from fedge.codecs.m22.sparse import Cells, Ints
 from fedge.errors import CodecError
 
 VERSION = 1
@@ -45,7 +45,6 @@ PACKED, PEELED = 0, 1
 
 Levels = npt.NDArray[np.float64]
 Codes = npt.NDArray[np.uint16]
-Cells = npt.NDArray[np.uint8]
 
 _MANTISSA_BITS = 7
 _BIAS = 150
@@ -244,9 +243,9 @@ def _peel(cells: Cells, levels_bits: int) -> list[subset.Subset]:
     """Return the subsets of peeled cells, from the lowest level up."""
     found = []
     for level in range((1 << (levels_bits - 1)) - 1):
-        above = np.flatnonzero(cells > level)
-        found.append(subset.choose(above, cells.size))
-        cells = cells[above]
+        size = cells.size
+        places, cells = sparse.above(cells, level)
+        found.append(subset.choose(places, size))
     return found
 
 

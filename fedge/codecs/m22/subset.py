@@ -27,9 +27,9 @@ from dataclasses import dataclass
 import numpy as np
 import numpy.typing as npt
 
+from fedge.codecs.m22 import sparse
+from fedge.codecs.m22.sparse import Ints
 from fedge.errors import CodecError
-
-Ints = npt.NDArray[np.int64]
 
 NONE, ALL, BITMAP, MEMBERS, OTHERS = 0, 1, 2, 32, 64
 HIGHEST_LOW_BITS = 31
@@ -39,13 +39,12 @@ _LOG_OF_GOLDEN = math.log((math.sqrt(5.0) - 1.0) / 2.0)
 
 @dataclass(frozen=True, slots=True)
 class Subset:
-    """A way to code one subset: ``gaps`` int64 of what is listed, or the bitmap's ``members``."""
+    """A way to code one subset of ``size`` things. ``places``: what is listed or set in the bitmap, int64."""
 
     kind: int
     size: int
     size_bytes: int
-    gaps: Ints
-    members: Ints
+    places: Ints
 
     def to_bytes(self) -> bytes:
         """Return the coded subset, ``size_bytes`` long."""
@@ -54,24 +53,22 @@ class Subset:
             return head
         if self.kind == BITMAP:
             bits = np.zeros(self.size, np.uint8)
-            bits[self.members] = 1
+            bits[self.places] = 1
             return head + np.packbits(bits, bitorder="little").tobytes()
-        low_bits = self.kind % MEMBERS
-        return head + varint(self.gaps.size) + _pack_gaps(self.gaps, low_bits)
+        head += varint(self.places.size)
+        return head + sparse.pack_gaps(self.places, self.kind % MEMBERS, self.size_bytes - len(head))
 
 
 def choose(members: Ints, size: int) -> Subset:
     """Return the shortest way to code ``members``, int64 ``[k]``, ascending, of 0 .. ``size`` - 1."""
-    none = np.empty(0, np.int64)
     if members.size in (0, size):
-        return Subset(NONE if members.size == 0 else ALL, size, 1, none, none)
-    candidates = [Subset(BITMAP, size, 1 + (size + 7) // 8, none, members)]
+        return Subset(NONE if members.size == 0 else ALL, size, 1, members)
+    bitmap = Subset(BITMAP, size, 1 + (size + 7) // 8, members)
     listed = members if 2 * members.size <= size else others_of(members, size)
-    kind = MEMBERS if listed is members else OTHERS
-    gaps = np.diff(listed, prepend=-1) - 1
-    low_bits, length = _best_low_bits(gaps, listed.size / size)
-    candidates.append(Subset(kind + low_bits, size, 1 + _varint_bytes(gaps.size) + length, gaps, none))
-    return min(candidates, key=lambda subset: subset.size_bytes)
+    low_bits, length = _best_low_bits(listed, listed.size / size)
+    kind = (MEMBERS if listed is members else OTHERS) + low_bits
+    found = Subset(kind, size, 1 + _varint_bytes(listed.size) + length, listed)
+    return found if found.size_bytes < bitmap.size_bytes else bitmap
 
 
 def read(data: bytes, start: int, size: int) -> tuple[Ints, int]:
@@ -95,10 +92,7 @@ def read(data: bytes, start: int, size: int) -> tuple[Ints, int]:
     count, start = read_varint(data, start)
     if not 0 < count <= size:
         raise CodecError(f"expected 1 to {size} things in a list, got {count}")
-    gaps, end = _unpack_gaps(data, start, count, kind % MEMBERS, size)
-    listed = np.cumsum(gaps + 1) - 1
-    if int(listed[-1]) >= size:
-        raise CodecError(f"expected a list of things below {size}, got {int(listed[-1])}")
+    listed, end = sparse.unpack_gaps(data, start, count, kind % MEMBERS, size)
     return (listed if kind < OTHERS else others_of(listed, size)), end
 
 
@@ -139,43 +133,13 @@ def read_varint(data: bytes, start: int) -> tuple[int, int]:
     raise CodecError(f"expected a count of at most {MOST_VARINT_BYTES} bytes, got a longer one")
 
 
-def _best_low_bits(gaps: Ints, density: float) -> tuple[int, int]:
+def _best_low_bits(listed: Ints, density: float) -> tuple[int, int]:
     """Return r and the bytes of both streams, the least of three values of r about the expected best."""
-    expected = max(0, 1 + math.floor(math.log2(_LOG_OF_GOLDEN / math.log1p(-min(density, 0.5)))))
-    lengths = {
-        r: (gaps.size * r + 7) // 8 + (gaps.size + int((gaps >> r).sum()) + 7) // 8
-        for r in range(max(0, expected - 1), min(expected + 1, HIGHEST_LOW_BITS) + 1)
-    }
-    r = min(lengths, key=lambda low_bits: lengths[low_bits])
-    return r, lengths[r]
-
-
-def _pack_gaps(gaps: Ints, low_bits: int) -> bytes:
-    low = (gaps[:, None] >> np.arange(low_bits)) & 1
-    ones = np.cumsum((gaps >> low_bits) + 1) - 1
-    high = np.zeros(int(ones[-1]) + 1, np.uint8)
-    high[ones] = 1
-    packed = (np.packbits(bits, bitorder="little") for bits in (low.astype(np.uint8).reshape(-1), high))
-    return b"".join(part.tobytes() for part in packed)
-
-
-def _unpack_gaps(data: bytes, start: int, count: int, low_bits: int, size: int) -> tuple[Ints, int]:
-    if count * low_bits > 8 * (len(data) - start):
-        raise CodecError(f"expected {count} gaps of {low_bits} bits and more, got {len(data) - start} bytes")
-    length = (count * low_bits + 7) // 8
-    bits = np.unpackbits(_bytes(data, start, length), bitorder="little")
-    low = bits[: count * low_bits].reshape(count, low_bits).astype(np.int64) << np.arange(low_bits)
-    start += length
-    most = (count + (size >> low_bits) + 7) // 8  # the quotients of gaps whose sum is below size
-    high = np.unpackbits(np.frombuffer(data, np.uint8, min(most, len(data) - start), start), bitorder="little")
-    ones = np.flatnonzero(high)
-    if ones.size < count:
-        raise CodecError(f"expected the ends of {count} gaps, got {ones.size}")
-    end = (int(ones[count - 1]) + 8) // 8
-    if ones.size > count and int(ones[count]) < 8 * end:
-        raise CodecError(f"expected {count} gaps, got more")
-    quotients = np.diff(ones[:count], prepend=-1) - 1
-    return (quotients << low_bits) + low.sum(axis=1), start + end
+    expected = 1 + math.floor(math.log2(_LOG_OF_GOLDEN / math.log1p(-min(density, 0.5))))
+    first = min(max(0, expected - 1), HIGHEST_LOW_BITS + 1 - sparse.TRIED_LOW_BITS)
+    lengths = sparse.gap_bytes(listed, first)
+    best = min(range(sparse.TRIED_LOW_BITS), key=lambda r: lengths[r])
+    return first + best, lengths[best]
 
 
 def _varint_bytes(number: int) -> int:
