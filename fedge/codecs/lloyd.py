@@ -109,22 +109,29 @@ def _grid(width: int) -> tuple[np.float32, npt.NDArray[np.uint8], npt.NDArray[np
     return per_unit, below, inside
 
 
-_GRIDS = {width: _grid(width) for width in WIDTHS if levels_of(width) > 12}
+# Comparing with every threshold is faster up to a dozen.
+_GRIDS = {width: _grid(width) for width in WIDTHS if levels_of(width) > 24}
 
 
 def quantize(z: npt.NDArray[np.float32], width: int) -> npt.NDArray[np.uint8]:
     """Return the code of every entry of ``z``, uint8, same shape. Multiplying by a power of the grid is exact or
     not, but monotone, so the grid finds the same level as comparing with every threshold."""
+    levels = levels_of(width)
+    if levels == 2:
+        return np.logical_not(np.signbit(z)).view(np.uint8)
+    code = np.full(z.shape, levels // 2, dtype=np.uint8)
     magnitude = np.abs(z)
     if width in _GRIDS:
         per_unit, below, inside = _GRIDS[width]
         cell = np.minimum(magnitude * per_unit, np.float32(below.size - 1)).astype(np.intp)
-        m = below.take(cell)
-        m += magnitude > inside.take(cell)
+        code += below.take(cell)
+        code += magnitude > inside.take(cell)
     else:
-        m = np.zeros(z.shape, dtype=np.uint8)
+        above = np.empty(z.shape, dtype=np.bool_)
         for t in THRESHOLDS[width - 1][:-1]:
-            m += magnitude > t
-    m += np.uint8(levels_of(width) // 2)
-    np.subtract(np.uint8(levels_of(width) - 1), m, out=m, where=np.signbit(z))
-    return m
+            code += np.greater(magnitude, t, out=above)
+    mirrored = np.negative(np.signbit(z).view(np.uint8))  # all bits set where z is negative
+    code ^= mirrored  # 255 - code ..
+    mirrored &= np.uint8(levels & 255)
+    code += mirrored  # .. + levels = levels - 1 - code modulo 256
+    return code
