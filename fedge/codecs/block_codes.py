@@ -18,8 +18,8 @@ from fedge.codecs import gaussian, packing, rans, rotation
 from fedge.codecs.base import LARGEST, Mask, Sum, Vector, add_weighted
 from fedge.codecs.gaussian import Doubles, Ints
 from fedge.codecs.native import kernels
-from fedge.codecs.rotation import BLOCK
-from fedge.codecs.twin import lane_sum
+from fedge.codecs.rotation import BLOCK, Workspace
+from fedge.codecs.twin import lane_product
 from fedge.errors import CodecError
 
 _REPLACE, _ADD_TO_FLOAT32, _ADD_TO_FLOAT64 = range(3)  # what the extension does with decoded coordinates
@@ -80,8 +80,8 @@ def energies(x: Vector, sizes: Ints) -> Doubles:
             per = max(1, (1 << 16) // size)
             for k in range(first, last, per):
                 rows = min(per, last - k)
-                wide = x[start : start + rows * size].astype(np.float64).reshape(rows, size)
-                found[k : k + rows] = lane_sum(wide * wide)
+                wide = np.ascontiguousarray(x[start : start + rows * size].reshape(rows, size).T.astype(np.float64))
+                found[k : k + rows] = lane_product(wide, wide)
                 start += rows * size
     return found
 
@@ -99,19 +99,19 @@ def encode_blocks(x: Vector, blocks: Blocks, seed: int, lanes: int) -> tuple[byt
         return data, products / blocks.magnification
     raw: list[bytes] = []
     codes: list[tuple[Ints, int]] = []
-    shift, inverse = blocks.shift, blocks.inverse
+    shift, inverse, work = blocks.shift, blocks.inverse, Workspace(1)
     for k, here in blocks:
-        y = _rotate(x[here] * np.ldexp(np.float32(1), shift[k]), seed, int(blocks.numbers[k]))
+        y = _rotate(x[here] * np.ldexp(np.float32(1), shift[k]), seed, int(blocks.numbers[k]), work)
         low, klass = int(blocks.low[k]), int(blocks.klass[k])
         half = (1 << low) >> 1
         most = rans.tables(klass).last << low
         rounded = np.clip(np.rint(y * inverse[k]), -most - half, most + max(half - 1, 0))
-        products[k] = lane_sum(y[None].astype(np.float64) * rounded)[0]
+        products[k] = lane_product(y[:, None].astype(np.float64), rounded[:, None].astype(np.float64))[0]
         levels = rounded.astype(np.int64) + half
         codes.append((levels >> low, klass))
         if low:
             rest = (levels & ((1 << low) - 1)).astype(np.uint8)
-            raw.append(packing.pack(rest[None], low).tobytes())
+            raw.append(packing.pack(rest[:, None], low).tobytes())
     return b"".join(raw) + rans.encode(codes, lanes), products / blocks.magnification
 
 
@@ -141,6 +141,7 @@ def decode_blocks(
             raise CodecError(f"expected codes that end where the payload does, got {len(data)} bytes of others")
         return
     raw, start = _read_low(data, blocks)
+    work = Workspace(1)
     shape = [(here.stop - here.start, int(blocks.klass[k])) for k, here in blocks]
     codes = rans.decode(data[start:], shape, lanes)
     for (k, here), code in zip(blocks, codes, strict=True):
@@ -150,7 +151,7 @@ def decode_blocks(
         if received is not None:
             levels = np.where(received[here], levels, 0)
             factor = _for_loss(factor, received[here])
-        x = _unrotate(levels.astype(np.float32), seed, int(blocks.numbers[k]))
+        x = _unrotate(levels.astype(np.float32), seed, int(blocks.numbers[k]), work)
         with np.errstate(over="ignore"):
             x = np.clip(x * factor, -LARGEST, LARGEST)
         if weight is None:
@@ -189,20 +190,22 @@ def _read_low(data: bytes, blocks: Blocks) -> tuple[dict[int, Ints], int]:
             stop = start + packing.packed_bytes(count, low)
             if stop > len(data):
                 raise CodecError(f"expected at least {stop} bytes of low bits, got {len(data)}")
-            packed = np.frombuffer(data, np.uint8, stop - start, start)[None]
-            found[k], start = packing.unpack(packed, count, low)[0].astype(np.int64), stop
+            packed = np.frombuffer(data, np.uint8, stop - start, start)[:, None]
+            found[k], start = packing.unpack(packed, count, low)[:, 0].astype(np.int64), stop
     return found, start
 
 
-def _rotate(x: Vector, seed: int, number: int) -> Vector:
+def _rotate(x: Vector, seed: int, number: int, work: Workspace) -> Vector:
     if x.size == BLOCK:
-        rotated: Vector = rotation.rotate(x[None], rotation.block_signs(seed, number, 1))[0]
-        return rotated
+        work.x[:, 0] = x
+        work.rotate(rotation.block_lanes(seed, number, 1))
+        return work.x[:, 0]
     return rotation.rotate_tail(x, seed, number)
 
 
-def _unrotate(y: Vector, seed: int, number: int) -> Vector:
+def _unrotate(y: Vector, seed: int, number: int, work: Workspace) -> Vector:
     if y.size == BLOCK:
-        x: Vector = rotation.unrotate(y[None] * np.float32(1 / BLOCK), rotation.block_signs(seed, number, 1))[0]
-        return x
+        np.multiply(y, np.float32(1 / BLOCK), out=work.x[:, 0])
+        work.unrotate(rotation.block_lanes(seed, number, 1))
+        return work.x[:, 0]
     return rotation.unrotate_tail(y, seed, number)

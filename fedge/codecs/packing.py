@@ -22,11 +22,14 @@ second. No division, and every byte reads as five trits. Unused trits are zero a
 
 from __future__ import annotations
 
+import functools
+
 import numpy as np
 import numpy.typing as npt
 
 TRIT = 8
 TRITS_PER_BYTE = 5
+_BIT_TO_SIGN = np.arange(31, 23, -1, dtype=np.uint32)[:, None]  # bit j of a byte, where a float32 has its sign
 
 Bytes = npt.NDArray[np.uint8]
 
@@ -58,54 +61,81 @@ def packed_bytes(count: int, width: int) -> int:
 
 
 def pack(codes: Bytes, width: int) -> Bytes:
-    """Pack ``codes``, shape ``[rows, k]``, into shape ``[rows, packed_bytes(k, width)]``."""
-    count = codes.shape[1]
+    """Pack ``codes``, shape ``[k, columns]``, into shape ``[packed_bytes(k, width), columns]``."""
     parts = []
     for bits, shift in planes(width):
-        fields, length = 8 // bits, (count * bits + 7) // 8
-        padded = _in_rows(codes, fields, length)
-        rowwise = (padded >> np.uint8(shift)) & np.uint8((1 << bits) - 1)
-        plane = rowwise[:, 0].copy()
-        for j in range(1, fields):
-            plane |= rowwise[:, j] << np.uint8(bits * j)
+        fields = _in_fields(codes, 8 // bits)
+        if shift or bits < width:
+            fields = (fields >> np.uint8(shift)) & np.uint8((1 << bits) - 1)
+        plane = fields[-1].copy()
+        for field in fields[-2::-1]:
+            for _ in range(bits):
+                plane += plane  # faster than a shift
+            plane |= field
         parts.append(plane)
     if width > TRIT:
-        trits = _in_rows(codes >> np.uint8(width - TRIT - 1), TRITS_PER_BYTE, -(-count // TRITS_PER_BYTE))
-        number = trits[:, 0].astype(np.uint16)
+        trits = _in_fields(codes >> np.uint8(width - TRIT - 1), TRITS_PER_BYTE)
+        number = trits[0].astype(np.uint16)
         for j in range(1, TRITS_PER_BYTE):
-            number = 3 * number + trits[:, j]
+            number = 3 * number + trits[j]
         parts.append((number + (55 * number + 1023 >> 10)).astype(np.uint8))
-    return np.concatenate(parts, axis=1)
+    return np.concatenate(parts)
 
 
 def unpack(packed: Bytes, count: int, width: int) -> Bytes:
-    """Undo :func:`pack`: shape ``[rows, packed_bytes(count, width)]`` to ``[rows, count]``."""
-    rows, start = packed.shape[0], 0
-    codes = np.zeros((rows, count), dtype=np.uint8)
+    """Undo :func:`pack`: shape ``[packed_bytes(count, width), columns]`` to ``[count, columns]``."""
+    columns, start = packed.shape[1], 0
+    codes = np.zeros((count, columns), dtype=np.uint8)
     for bits, shift in planes(width):
         fields, length = 8 // bits, (count * bits + 7) // 8
-        plane = packed[:, start : start + length]
+        plane = packed[start : start + length]
         start += length
-        spread = np.empty((rows, fields, length), dtype=np.uint8)
+        spread = np.empty((fields, length, columns), dtype=np.uint8)
         for j in range(fields):
-            spread[:, j] = (plane >> np.uint8(bits * j)) & np.uint8((1 << bits) - 1)
-        codes |= spread.reshape(rows, fields * length)[:, :count] << np.uint8(shift)
+            spread[j] = (plane >> np.uint8(bits * j)) & np.uint8((1 << bits) - 1)
+        codes |= spread.reshape(-1, columns)[:count] << np.uint8(shift)
     if width > TRIT:
-        fraction = packed[:, start:].astype(np.uint16)
-        trits = np.empty((rows, TRITS_PER_BYTE, fraction.shape[1]), dtype=np.uint8)
+        fraction = packed[start:].astype(np.uint16)
+        trits = np.empty((TRITS_PER_BYTE, *fraction.shape), dtype=np.uint8)
         for j in range(TRITS_PER_BYTE):
             fraction = 3 * fraction
-            trits[:, j] = fraction >> 8
+            trits[j] = fraction >> 8
             fraction &= np.uint16(255)
-        codes |= trits.reshape(rows, -1)[:, :count] << np.uint8(width - TRIT - 1)
+        codes |= trits.reshape(-1, columns)[:count] << np.uint8(width - TRIT - 1)
     return codes
 
 
-def _in_rows(codes: Bytes, fields: int, length: int) -> Bytes:
-    """Return ``codes``, shape ``[rows, k]``, as ``[rows, fields, length]``, with zeros behind the last."""
-    rows, count = codes.shape
+def look_up(packed: Bytes, width: int, table: npt.NDArray[np.float32], out: npt.NDArray[np.float32]) -> None:
+    """Write ``table[unpack(packed, k, width)]`` to ``out``, float32 ``[k, columns]``, contiguous.
+
+    Where codes fill their bytes, whole bytes are looked up, without taking them apart; a bit becomes a sign.
+    """
+    count = len(out)
+    if width not in (1, 2, 4) or count * width != 8 * len(packed):
+        out[:] = table.take(unpack(packed, count, width))
+    elif width == 1 and table[0] == -table[1]:
+        bits = out.view(np.uint32).reshape(8, -1)
+        np.left_shift(packed.reshape(-1).astype(np.uint32), _BIT_TO_SIGN, out=bits)
+        bits &= np.uint32(0x80000000)
+        bits ^= table[0].view(np.uint32)
+    else:
+        index = packed.astype(np.intp)
+        for codes, row in zip(_codes_in_bytes(width), out.reshape(8 // width, *packed.shape), strict=True):
+            table[codes].take(index, out=row, mode="clip")  # any other mode takes a copy of the row
+
+
+@functools.cache
+def _codes_in_bytes(width: int) -> Bytes:
+    """The codes in every byte, first to last, ``[8 / width, 256]``."""
+    return unpack(np.arange(256, dtype=np.uint8)[None], 8 // width, width)
+
+
+def _in_fields(codes: Bytes, fields: int) -> Bytes:
+    """Return ``codes``, shape ``[k, columns]``, as ``[fields, ⌈k/fields⌉, columns]``, with zeros behind the last."""
+    count, columns = codes.shape
+    length = -(-count // fields)
     if fields * length == count:
-        return codes.reshape(rows, fields, length)
-    padded = np.zeros((rows, fields * length), dtype=np.uint8)
-    padded[:, :count] = codes
-    return padded.reshape(rows, fields, length)
+        return codes.reshape(fields, length, columns)
+    padded = np.zeros((fields * length, columns), dtype=np.uint8)
+    padded[:count] = codes
+    return padded.reshape(fields, length, columns)

@@ -26,6 +26,8 @@ H_N: distance 1, 2, 4, .., N/2), and one multiplication in a tail, so that every
 from __future__ import annotations
 
 import math
+from collections.abc import Iterator
+from contextlib import contextmanager
 
 import numpy as np
 import numpy.typing as npt
@@ -39,25 +41,43 @@ WORDS_PER_SET = 64
 SETS_PER_BLOCK = 2
 TAIL_ROUNDS = 3
 LAST_RIFFLES = 3
+SMALLEST_BUFFER = 16  # that NumPy takes
 
 Signs = npt.NDArray[np.uint32]
+
+_SIGN = np.uint32(0x80000000)
+_TO_SIGN = np.arange(31, -1, -1, dtype=np.uint32)[:, None]  # how far to the left bit j of a lane is from the sign
+
+
+@contextmanager
+def unbuffered() -> Iterator[None]:
+    """Let NumPy work on rows where they lie.
+
+    It otherwise gathers those of less than half its buffer of 8192 numbers in there first, which takes longer than
+    adding them. (Where types have to be converted on the way, the buffer is of use.)
+    """
+    with np.errstate():  # restores the buffer's size
+        np.setbufsize(SMALLEST_BUFFER)
+        yield
+
+
+def _lanes(seed: int, first: int, count: int) -> Signs:
+    """Return the lanes of sets ``first`` .. ``first + count - 1``, uint32 ``[count, 128]``."""
+    base = int(seeds.words(seed, 1)[0]) + first * WORDS_PER_SET * seeds.GAMMA
+    words = seeds.words(base, count * WORDS_PER_SET)
+    return words.astype("<u8", copy=False).view("<u4").reshape(count, 2 * WORDS_PER_SET)
 
 
 def sign_sets(seed: int, first: int, count: int) -> Signs:
     """Return sets ``first`` .. ``first + count - 1`` as float32 sign bits, uint32 ``[count, 4096]``."""
-    base = int(seeds.words(seed, 1)[0]) + first * WORDS_PER_SET * seeds.GAMMA
-    lanes = seeds.words(base, count * WORDS_PER_SET).astype("<u8", copy=False).view("<u4").reshape(count, 128)
-    bits = np.empty((count, 32, 128), dtype=np.uint32)
-    for j in range(32):
-        np.left_shift(lanes, np.uint32(31 - j), out=bits[:, j])
-    bits &= np.uint32(0x80000000)
-    return bits.reshape(count, BLOCK)
+    bits = _lanes(seed, first, count)[:, None] << _TO_SIGN
+    return (bits & _SIGN).reshape(count, BLOCK)
 
 
-def block_signs(seed: int, first: int, count: int) -> Signs:
-    """Return both sets of blocks ``first`` .. ``first + count - 1``, uint32 ``[count, 2, 4096]``."""
-    sets = sign_sets(seed, SETS_PER_BLOCK * first, SETS_PER_BLOCK * count)
-    return sets.reshape(count, SETS_PER_BLOCK, BLOCK)
+def block_lanes(seed: int, first: int, count: int) -> Signs:
+    """Return the lanes of both sets of blocks ``first`` .. ``first + count - 1``, uint32 ``[2, 128, count]``."""
+    lanes = _lanes(seed, SETS_PER_BLOCK * first, SETS_PER_BLOCK * count).reshape(count, SETS_PER_BLOCK, -1)
+    return np.ascontiguousarray(lanes.transpose(1, 2, 0))
 
 
 def _flip(x: Vector, signs: Signs) -> Vector:
@@ -65,42 +85,78 @@ def _flip(x: Vector, signs: Signs) -> Vector:
     return (np.ascontiguousarray(x).view(np.uint32) ^ signs).view(np.float32)
 
 
-def _butterflies(x: Vector) -> Vector:
-    """Apply the unnormalized H_m along axis 1 of ``x``, shape ``[blocks, m, inner]``."""
-    blocks, m, inner = x.shape
-    distance = 1
+def _stages(x: Vector, scratch: Vector) -> list[tuple[Vector, Vector, Vector, Vector]]:
+    """Return left and right halves of all pairs, and where their sums and differences go, stage by stage, for the
+    unnormalized H_m along axis 0 of ``x``, shape ``[m, inner]``. The arrays take turns; x has the first."""
+    m, inner = x.shape
+    found, distance = [], 1
     while distance < m:
-        pairs = x.reshape(blocks, m // (2 * distance), 2, distance * inner)
-        mixed = np.empty_like(pairs)
-        np.add(pairs[:, :, 0], pairs[:, :, 1], out=mixed[:, :, 0])
-        np.subtract(pairs[:, :, 0], pairs[:, :, 1], out=mixed[:, :, 1])
-        x = mixed.reshape(blocks, m, inner)
+        pairs, mixed = (a.reshape(m // (2 * distance), 2, distance * inner) for a in (x, scratch))
+        found.append((pairs[:, 0], pairs[:, 1], mixed[:, 0], mixed[:, 1]))
+        x, scratch = scratch, x
         distance *= 2
-    return x
+    return found
 
 
-def _square(x: Vector) -> Vector:
-    """Apply H' = C·T·C to every row of ``x``, shape ``[blocks, 4096]``."""
-    matrix = _butterflies(x.reshape(-1, SIDE, SIDE))
-    matrix = _butterflies(np.ascontiguousarray(matrix.swapaxes(1, 2)))
-    return matrix.reshape(-1, BLOCK)
+class Workspace:
+    """Rotates ``blocks`` full blocks at once, in place: the columns of ``x``, float32 ``[4096, blocks]``.
+
+    With coordinates before blocks, whatever is added lies in long rows. All views of the arrays are made once,
+    because making them takes as long as adding 16 blocks does.
+    """
+
+    def __init__(self, blocks: int) -> None:
+        self.x, scratch = (np.empty((BLOCK, blocks), dtype=np.float32) for _ in range(2))
+        self._x_bits, self._scratch_bits = (a.view(np.uint32).reshape(32, -1) for a in (self.x, scratch))
+        columns, turned = (a.reshape(SIDE, -1) for a in (self.x, scratch))
+        # An even number of stages ends where it began.
+        self._in_x, self._in_scratch = _stages(columns, turned), _stages(turned, columns)
+        entry = np.dtype((np.void, 4 * blocks))  # the same entry of all blocks moves as one
+        self._matrix, self._turned = columns.view(entry), turned.view(entry)
+
+    def rotate(self, lanes: Signs) -> None:
+        """Rotate by ``lanes``, ``[2, 128, blocks]``; the result is 4096 times too long."""
+        with unbuffered():
+            _flip_by(lanes[0], self._x_bits, self._scratch_bits)
+            self._square_twice(lanes[1])
+
+    def unrotate(self, lanes: Signs) -> None:
+        """Undo :meth:`rotate`, again 4096 times too long."""
+        with unbuffered():
+            self._square_twice(lanes[1])
+            _flip_by(lanes[0], self._x_bits, self._scratch_bits)
+
+    def _square_twice(self, lanes: Signs) -> None:
+        """Apply H'·D·H', H' = C·T·C, with D of ``lanes``: to scratch and back."""
+        _add_up(self._in_x)
+        np.copyto(self._turned, self._matrix.T)
+        _add_up(self._in_scratch)
+        _flip_by(lanes, self._scratch_bits, self._x_bits)
+        _add_up(self._in_scratch)
+        np.copyto(self._matrix, self._turned.T)
+        _add_up(self._in_x)
 
 
-def rotate(x: Vector, signs: Signs) -> Vector:
-    """Rotate full blocks, float32 ``[blocks, 4096]``, by ``signs`` ``[blocks, 2, 4096]``; the result is 4096 times
-    too long."""
-    return _square(_flip(_square(_flip(x, signs[:, 0])), signs[:, 1]))
+def _flip_by(lanes: Signs, own: Signs, free: Signs) -> None:
+    """Negate entries of one array, seen as uint32 ``[32, 128 * blocks]``, as one set's ``lanes``, ``[128, blocks]``,
+    say; the other array is free."""
+    np.left_shift(lanes.reshape(-1), _TO_SIGN, out=free)
+    np.bitwise_and(free, _SIGN, out=free)
+    np.bitwise_xor(own, free, out=own)
 
 
-def unrotate(y: Vector, signs: Signs) -> Vector:
-    """Undo :func:`rotate`, again 4096 times too long."""
-    return _flip(_square(_flip(_square(y), signs[:, 1])), signs[:, 0])
+def _add_up(stages: list[tuple[Vector, Vector, Vector, Vector]]) -> None:
+    for left, right, sums, differences in stages:
+        np.add(left, right, out=sums)
+        np.subtract(left, right, out=differences)
 
 
 def _hadamard(x: Vector) -> Vector:
     """Return H_N·x / √N for a power of two N."""
-    norm = np.float32(1 / math.sqrt(x.size))
-    return _butterflies(x.reshape(1, -1, 1)).reshape(-1) * norm
+    both = x.reshape(-1, 1).copy(), np.empty((x.size, 1), dtype=np.float32)
+    stages = _stages(*both)
+    _add_up(stages)
+    return both[len(stages) % 2].reshape(-1) * np.float32(1 / math.sqrt(x.size))
 
 
 def _spans(n: int) -> list[slice]:

@@ -18,8 +18,11 @@ only 5 % of the coordinates are sent.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+import math
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from functools import partial
+from typing import TypeVar
 
 import numpy as np
 import numpy.typing as npt
@@ -27,12 +30,16 @@ import numpy.typing as npt
 from fedge.codecs import lloyd, packing, rotation, scales
 from fedge.codecs.base import LARGEST, Mask, Sum, Vector, add_weighted
 from fedge.codecs.plan import Plan, Run
-from fedge.codecs.rotation import BLOCK
+from fedge.codecs.rotation import BLOCK, Workspace
 
 HEADROOM = 32.0
 LANES = 16
-CHUNK = 16  # blocks worked on at once: their intermediates of 256 KiB stay in cache
+CHUNK = 64  # blocks worked on at once: rows of their coordinates are long, and NumPy's calls few
+TILE = 64  # entries of all blocks, which the first cache holds
+ONE = np.float32(1)
+SAFE = np.float32(2.0**100)  # no coordinate times a scale up to this is too large for float32
 
+Number = TypeVar("Number", np.uint8, np.float32)
 Doubles = npt.NDArray[np.float64]
 
 
@@ -46,15 +53,20 @@ class _Group:
     count: int
     signs: int  # number of the first, for its signs
     run: Run
+    work: Workspace | None  # of full blocks, for one group at a time
+
+    def array(self) -> Vector:
+        """Where its blocks are rotated, as columns: float32 ``[size, count]``."""
+        return self.work.x if self.work else np.empty((self.size, self.count), dtype=np.float32)
 
 
 def encode(x: Vector, plan: Plan, seed: int) -> bytes:
     """Encode finite ``x``, float32 ``[plan.size]``."""
     found, codes = [np.empty(0)], []
     for group in _groups(plan):
-        scale, packed = _encode_blocks(x[group.here].reshape(group.count, -1), group.run, seed, group.signs)
+        scale, packed = _encode_blocks(x[group.here].reshape(group.count, -1), group, seed)
         found.append(scale)
-        codes.append(packed.tobytes())
+        codes.append(_columns(packed).tobytes())
     side = scales.pack(np.concatenate(found), seed)
     raw = x[plan.size - plan.raw :].astype("<f4").tobytes()
     return b"".join((bytes([plan.version]), side, *codes, raw))
@@ -63,126 +75,174 @@ def encode(x: Vector, plan: Plan, seed: int) -> bytes:
 def decode(data: bytes, plan: Plan, seed: int, received: Mask | None) -> Vector:
     """Decode a payload whose length and numbers were checked. ``received`` is in block order."""
     out = np.empty(plan.size, dtype=np.float32)
-    for here, part in _decode_groups(data, plan, seed, received):
-        out[here] = part
+    for group, decode_to in _decoders(data, plan, seed, received):
+        decode_to(out[group.here].reshape(group.count, group.size))
     return out
 
 
 def accumulate(data: bytes, plan: Plan, seed: int, received: Mask | None, weight: float, out: Sum) -> None:
     """Add ``weight`` times what :func:`decode` returns to ``out``; raw coordinates are left alone."""
-    for here, part in _decode_groups(data, plan, seed, received):
-        add_weighted(weight, part, out[here])
+    for group, decode_to in _decoders(data, plan, seed, received):
+        part = np.empty((group.count, group.size), dtype=np.float32)
+        decode_to(part)
+        add_weighted(weight, part.reshape(-1), out[group.here])
 
 
-def _decode_groups(data: bytes, plan: Plan, seed: int, received: Mask | None) -> Iterator[tuple[slice, Vector]]:
-    """Yield stretches of coordinates and their values, rotated blocks only."""
+def _decoders(
+    data: bytes, plan: Plan, seed: int, received: Mask | None
+) -> Iterator[tuple[_Group, Callable[[Vector], None]]]:
+    """Yield groups of rotated blocks and what writes their coordinates to float32 ``[count, size]``."""
     factors = scales.values(*scales.read(data, plan.scales, 1))
     start = 1 + plan.scale_bytes
     for group in _groups(plan):
         count = group.count
         packed = np.frombuffer(data, np.uint8, count * group.run.size_bytes, start).reshape(count, -1)
         start += packed.size
-        mask = None if received is None else received[group.here].reshape(count, -1)
+        mask = None if received is None else received[group.here].reshape(count, -1).T
         factor = factors[group.first : group.first + count]
-        part = _decode_blocks(packed, group.run, factor, group.size, mask, seed, group.signs)
-        yield group.here, part.reshape(-1)
+        yield group, partial(_decode_blocks, _columns(packed), group, factor, mask, seed)
 
 
 def _groups(plan: Plan) -> Iterator[_Group]:
     """Yield what is worked on at once, in the order of the payload."""
     for first in range(0, plan.blocks, CHUNK):
         count = min(CHUNK, plan.blocks - first)
-        yield _Group(slice(first * BLOCK, (first + count) * BLOCK), BLOCK, first, count, first, plan.full_run)
+        if first == 0 or count < CHUNK:
+            work = Workspace(count)
+        yield _Group(slice(first * BLOCK, (first + count) * BLOCK), BLOCK, first, count, first, plan.full_run, work)
     start = plan.blocks * BLOCK
     for k, (size, run) in enumerate(zip(plan.tails, plan.tail_runs, strict=True), plan.blocks):
-        yield _Group(slice(start, start + size), size, k, 1, plan.signs(k), run)
+        yield _Group(slice(start, start + size), size, k, 1, plan.signs(k), run, None)
         start += size
 
 
-def lane_sum(products: Doubles) -> Doubles:
-    """Sum each row over 16 lanes in the order that ``kernels/kernels.h`` uses."""
-    rows, count = products.shape
-    padded = np.zeros((rows, -(-count // LANES), LANES))
-    padded.reshape(rows, -1)[:, :count] = products
-    lanes = np.add.reduce(padded, axis=1)
-    total: Doubles = lanes[:, 0].copy()
-    for lane in range(1, LANES):
-        total += lanes[:, lane]
+def lane_product(a: Doubles, b: Doubles) -> Doubles:
+    """Return Σ a·b of each column over 16 lanes, in the order that ``kernels/kernels.h`` uses.
+
+    ``a`` and ``b`` hold float32 numbers, so their products are exact. einsum adds whole rows, first to last.
+    """
+    n, columns = a.shape
+    if n % LANES:
+        a, b = (np.concatenate((c, np.zeros((-n % LANES, columns)))) for c in (a, b))
+    a, b = (c.reshape(-1, LANES * columns) for c in (a, b))
+    lanes = np.einsum("kl,kl->l", a, b).reshape(LANES, columns)
+    total: Doubles = lanes[0].copy()
+    for lane in lanes[1:]:
+        total += lane
     return total
 
 
 def _shift_to_one(x: Vector) -> npt.NDArray[np.int64]:
     """Return per row the power of two, -126 .. 126, that brings its largest magnitude near 1."""
-    exponent = np.abs(x).max(axis=1).view(np.uint32).astype(np.int64) >> 23
+    exponent = np.abs(np.maximum(x.max(axis=1), -x.min(axis=1))).view(np.uint32).astype(np.int64) >> 23
     shift: npt.NDArray[np.int64] = np.clip(127 - exponent, -126, 126)
     return shift
 
 
-def _encode_blocks(x: Vector, run: Run, seed: int, first: int) -> tuple[Doubles, npt.NDArray[np.uint8]]:
-    """Return the scales, float64 ``[blocks]``, and the packed codes of blocks of one size."""
-    count, n = x.shape
+def _to_columns(rows: npt.NDArray[Number], out: npt.NDArray[Number]) -> None:
+    """Write ``rows`` as columns to ``out``."""
+    count, n = rows.shape
+    # Rows a power of two apart would share a few lines of the cache.
+    apart = np.empty((count, n + 64 // rows.itemsize), dtype=rows.dtype)[:, :n]
+    apart[:] = rows
+    out[:] = apart.T
+
+
+def _columns(rows: npt.NDArray[np.uint8]) -> npt.NDArray[np.uint8]:
+    """Return ``rows`` as columns, contiguous."""
+    out = np.empty(rows.shape[::-1], dtype=np.uint8)
+    _to_columns(rows, out)
+    return out
+
+
+def _times(x: Vector, factor: Vector, out: Vector | None = None) -> Vector:
+    """Return ``x``, ``[n, blocks]``, each column times its ``factor``; in ``out``, which may be ``x``, if given."""
+    rows = math.gcd(len(x), BLOCK // LANES)  # so many at once: a row of a few blocks is too short a loop
+    out = np.empty_like(x) if out is None else out
+    with rotation.unbuffered():
+        flat, flat_out = (a.reshape(-1, rows * factor.size) for a in (x, out))
+        np.multiply(flat, np.tile(factor, rows), out=flat_out)
+    return out
+
+
+def _encode_blocks(x: Vector, group: _Group, seed: int) -> tuple[Doubles, npt.NDArray[np.uint8]]:
+    """Return the scales, float64 ``[blocks]``, and the packed codes, ``[bytes, blocks]``, of the rows of ``x``."""
+    n, run = group.size, group.run
     shift = _shift_to_one(x)
-    near_one = x * np.ldexp(np.float32(1), shift)[:, None]
-    if n == BLOCK:
-        y, length = rotation.rotate(near_one, rotation.block_signs(seed, first, count)), float(BLOCK)
+    y = group.array()
+    _to_columns(x, y)
+    _times(y, np.ldexp(np.float32(1), shift), out=y)
+    if group.work:
+        group.work.rotate(rotation.block_lanes(seed, group.signs, group.count))
     else:
-        y, length = rotation.rotate_tail(near_one[0], seed, first).reshape(1, n), 1.0
+        y = rotation.rotate_tail(y[:, 0], seed, group.signs).reshape(n, 1)
+    length = float(BLOCK) if group.work else 1.0
     wide = y.astype(np.float64)
-    energy = lane_sum(wide * wide)
+    energy = lane_product(wide, wide)
     with np.errstate(divide="ignore"):
         inverse_sigma = np.where(energy > 0, 1 / np.sqrt(energy / n), 0).astype(np.float32)
-    z = y[:, : run.sent] * inverse_sigma[:, None]
-    codes = [(lloyd.quantize(z[:, start:stop], width), width) for start, stop, width in run.parts]
-    q = np.concatenate([lloyd.LEVELS[width - 1][code] for code, width in codes], axis=1)
-    sent = wide[:, : run.sent]
-    product = lane_sum(sent * q)
+    codes = [_quantize(y[start:stop], inverse_sigma, width) for start, stop, width in run.parts]
+    packed = np.concatenate(codes)
+    sent = wide[: run.sent]
+    if run.sent == run.low and run.width == 1:  # quicker than a look at the codes, in the commonest case
+        q = np.copysign(lloyd.LEVELS[0][1], y[: run.sent])
+    else:
+        q = np.empty((run.sent, group.count), dtype=np.float32)
+        _dequantize(packed, run, ONE, q)
+    product = lane_product(sent, q.astype(np.float64))
     if run.sent < n:
-        energy = lane_sum(sent * sent) * (n / run.sent)
+        energy = lane_product(sent, sent) * (n / run.sent)
     with np.errstate(divide="ignore", invalid="ignore"):
         scale = np.ldexp(energy / (product * length * HEADROOM), -shift)
     scale = np.where(product > 0, np.minimum(scale, LARGEST), 0.0)
-    packed = np.concatenate([packing.pack(code, width) for code, width in codes], axis=1)
-    packed[scale == 0] = 0
+    packed[:, scale == 0] = 0
     return scale, packed
 
 
-def _decode_blocks(
-    packed: npt.NDArray[np.uint8],
-    run: Run,
-    scales: Doubles,
-    n: int,
-    received: Mask | None,
-    seed: int,
-    first: int,
-) -> Vector:
-    """Return blocks of one size, float32 ``[blocks, n]``."""
-    count = packed.shape[0]
-    factor = np.float32(HEADROOM / (BLOCK if n == BLOCK else 1))
-    q = np.zeros((count, n), dtype=np.float32)
+def _quantize(y: Vector, inverse_sigma: Vector, width: int) -> npt.NDArray[np.uint8]:
+    """Return the packed codes of ``y``, ``[n, blocks]``."""
+    z = y if width == 1 else _times(y, inverse_sigma)  # of which one bit tells only the sign
+    return packing.pack(lloyd.quantize(z, width), width)
+
+
+def _dequantize(packed: npt.NDArray[np.uint8], run: Run, factor: np.float32, out: Vector) -> None:
+    """Write ``factor`` times the centroids of the coordinates sent to ``out``, float32 ``[run.sent, blocks]``."""
     begin = 0
     for start, stop, width in run.parts:
         end = begin + packing.packed_bytes(stop - start, width)
-        codes = packing.unpack(packed[:, begin:end], stop - start, width)
-        q[:, start:stop] = (lloyd.LEVELS[width - 1] * factor)[codes]
+        packing.look_up(packed[begin:end], width, lloyd.LEVELS[width - 1] * factor, out[start:stop])
         begin = end
+
+
+def _decode_blocks(
+    packed: npt.NDArray[np.uint8], group: _Group, scales: Doubles, received: Mask | None, seed: int, out: Vector
+) -> None:
+    """Decode blocks of one size from ``packed``, ``[bytes, blocks]``, to ``out``, float32 ``[blocks, n]``."""
+    n, run = group.size, group.run
+    x = group.array()
+    _dequantize(packed, run, np.float32(HEADROOM / (BLOCK if n == BLOCK else 1)), x[: run.sent])
+    x[run.sent :] = 0
     if received is not None:
-        q[~received] = 0
-        scales = scales * _loss_factor(received[:, : run.sent], run)
-    if n == BLOCK:
-        x = rotation.unrotate(q, rotation.block_signs(seed, first, count))
+        x[~received] = 0
+        scales = scales * _loss_factor(received[: run.sent], run)
+    if group.work:
+        group.work.unrotate(rotation.block_lanes(seed, group.signs, group.count))
     else:
-        x = rotation.unrotate_tail(q[0], seed, first).reshape(1, n)
+        x = rotation.unrotate_tail(x[:, 0], seed, group.signs).reshape(n, 1)
     factors = np.minimum(scales, LARGEST).astype(np.float32)
     with np.errstate(over="ignore"):
-        x *= factors[:, None]
-    x[factors == 0] = 0
-    return np.clip(x, -LARGEST, LARGEST)
+        _times(x, factors, out=x)
+    for start in range(0, n, TILE):
+        out[:, start : start + TILE] = x[start : start + TILE].T
+    out[factors == 0] = 0  # not -0
+    if factors.max() > SAFE:
+        np.clip(out, -LARGEST, LARGEST, out=out)
 
 
 def _loss_factor(received: Mask, run: Run) -> Doubles:
     """Return sent/received per block, each coordinate counted by its E[z Q(z)]; 0 if nothing came."""
-    came, sent = np.zeros(received.shape[0]), 0.0
+    came, sent = np.zeros(received.shape[1]), 0.0
     for start, stop, width in run.parts:
-        came += np.count_nonzero(received[:, start:stop], axis=1) * lloyd.gain(width)
+        came += np.count_nonzero(received[start:stop], axis=0) * lloyd.gain(width)
         sent += (stop - start) * lloyd.gain(width)
     return np.where(came > 0, sent / np.where(came > 0, came, 1.0), 0.0)

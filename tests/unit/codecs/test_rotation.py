@@ -26,23 +26,39 @@ def test_unrotating_a_tail_undoes_it(n):
 
 
 def test_unrotating_full_blocks_undoes_it_up_to_the_power_of_two():
-    x = np.random.default_rng(0).standard_normal((3, BLOCK)).astype(np.float32)
-    signs = rotation.block_signs(7, 2, 3)
-    y = rotation.rotate(x, signs)
-    np.testing.assert_allclose(np.linalg.norm(y, axis=1), BLOCK * np.linalg.norm(x, axis=1), rtol=1e-5)
-    np.testing.assert_allclose(rotation.unrotate(y, signs) / BLOCK**2, x, atol=1e-5)
+    x = np.random.default_rng(0).standard_normal((BLOCK, 3)).astype(np.float32)
+    lanes, work = rotation.block_lanes(7, 2, 3), rotation.Workspace(3)
+    work.x[:] = x
+    work.rotate(lanes)
+    np.testing.assert_allclose(np.linalg.norm(work.x, axis=0), BLOCK * np.linalg.norm(x, axis=0), rtol=1e-5)
+    work.unrotate(lanes)
+    np.testing.assert_allclose(work.x / BLOCK**2, x, atol=1e-5)
 
 
 def test_the_full_rotation_is_two_hadamard_transforms_with_signs():
     h = np.array([[1.0]])
     while h.shape[0] < 64:
         h = np.block([[h, h], [h, -h]])
-    x = np.random.default_rng(0).standard_normal((1, BLOCK)).astype(np.float32)
-    signs = rotation.block_signs(7, 0, 1)
-    d1, d2 = (np.where(signs[0, k] >> 31, -1.0, 1.0) for k in range(2))
-    expected = (h @ (d1 * x[0]).reshape(64, 64) @ h).T
+    x = np.random.default_rng(0).standard_normal(BLOCK).astype(np.float32)
+    d1, d2 = np.where(rotation.sign_sets(7, 0, 2) >> 31, -1.0, 1.0)
+    expected = (h @ (d1 * x).reshape(64, 64) @ h).T
     expected = (h @ (d2 * expected.reshape(-1)).reshape(64, 64) @ h).T.reshape(-1)
-    np.testing.assert_allclose(rotation.rotate(x, signs)[0], expected, rtol=1e-3, atol=0.05)
+    work = rotation.Workspace(1)
+    work.x[:, 0] = x
+    work.rotate(rotation.block_lanes(7, 0, 1))
+    np.testing.assert_allclose(work.x[:, 0], expected, rtol=1e-3, atol=0.05)
+
+
+def test_a_block_is_rotated_to_the_same_bits_whichever_blocks_are_beside_it():
+    x = np.random.default_rng(0).standard_normal((BLOCK, 5)).astype(np.float32)
+    together = rotation.Workspace(5)
+    together.x[:] = x
+    together.rotate(rotation.block_lanes(7, 10, 5))
+    for k in range(5):
+        alone = rotation.Workspace(1)
+        alone.x[:, 0] = x[:, k]
+        alone.rotate(rotation.block_lanes(7, 10 + k, 1))
+        assert alone.x.tobytes() == np.ascontiguousarray(together.x[:, k]).tobytes()
 
 
 @pytest.mark.parametrize("n", TAILS)
@@ -65,4 +81,5 @@ def test_signs_are_fair_and_differ_between_sets_blocks_and_seeds():
 
 
 def test_the_sets_of_a_block_do_not_depend_on_how_many_are_asked_for():
-    assert np.array_equal(rotation.block_signs(3, 5, 2)[1], rotation.sign_sets(3, 12, 2))
+    assert np.array_equal(rotation.block_lanes(3, 5, 2)[:, :, 1], rotation.block_lanes(3, 6, 1)[:, :, 0])
+    assert np.array_equal(rotation.sign_sets(3, 10, 4)[2], rotation.sign_sets(3, 12, 1)[0])
