@@ -236,7 +236,7 @@ def _cells_to_bytes(cells: Cells, levels_bits: int) -> bytes:
     peeled = _peel(cells, levels_bits) if levels_bits <= MOST_PEELED_BITS else []
     if peeled and sum(part.size_bytes for part in peeled) < packing.packed_bytes(cells.size, levels_bits - 1):
         return bytes([PEELED]) + b"".join(part.to_bytes() for part in peeled)
-    return bytes([PACKED]) + packing.pack(cells[None], levels_bits - 1).tobytes()
+    return bytes([PACKED]) + packing.pack(cells[:, None], levels_bits - 1).tobytes()
 
 
 def _peel(cells: Cells, levels_bits: int) -> list[subset.Subset]:
@@ -259,8 +259,8 @@ def _read_cells(data: bytes, start: int, count: int, levels_bits: int) -> tuple[
         length = packing.packed_bytes(count, levels_bits - 1)
         if start + length > len(data):
             raise CodecError(f"expected {length} bytes of cells, got {len(data) - start}")
-        packed = np.frombuffer(data, np.uint8, length, start)[None]
-        return packing.unpack(packed, count, levels_bits - 1)[0], start + length
+        packed = np.frombuffer(data, np.uint8, length, start)[:, None]
+        return packing.unpack(packed, count, levels_bits - 1)[:, 0], start + length
     if coder != PEELED or levels_bits > MOST_PEELED_BITS:
         raise CodecError(f"expected cells that are packed (0) or peeled (1, up to 4 bits), got {coder}")
     cells, inside = np.zeros(count, np.uint8), np.arange(count)
