@@ -3,7 +3,8 @@
 ``codecs/{codec}-{bits}-{size}.bin`` is the payload of :func:`vector` (of :func:`uneven` where the codec is called
 so) with the seed ``SEED``, ``decoded.json`` the
 SHA-256 of the float32 vector that it decodes to, with and without loss. A file is added with a new format and never
-changed. What is still read and no longer written is listed in ``READ_ONLY``.
+changed. What is still read and no longer written is listed in ``READ_ONLY``. M22 promises how bytes are read only: its
+encoder takes logarithms, whose last digit is the machine's.
 """
 
 import hashlib
@@ -53,7 +54,7 @@ def test_a_payload_is_written_and_read_as_on_the_day_it_was_promised(path):
     make = uneven if name.endswith("-uneven") else vector
     data = path.read_bytes()
     received = seeds.uniform(5, d) < 0.7
-    assert codec.encode(make(d), SEED) == data or path.stem in READ_ONLY
+    assert codec.encode(make(d), SEED) == data or path.stem in READ_ONLY or name == "m22"
     decoded = codec.decode(data, d, SEED), codec.decode(data, d, SEED, received)
     assert [digest(x) for x in decoded] == DECODED[path.stem]
 
