@@ -125,12 +125,12 @@ ISA static void energies(const float *x, const int64_t *sizes, Py_ssize_t count,
         memset(&sums, 0, sizeof sums);
         for (; i + LANES <= sizes[k]; i += LANES) {
             __builtin_prefetch(x + i + 512, 0, 2);
-            add_products(&sums, x + i, x + i);
+            add_squares(&sums, x + i);
         }
         if (i < sizes[k]) {
             float rest[LANES] = {0};
             memcpy(rest, x + i, sizeof(float) * (size_t)(sizes[k] - i));
-            add_products(&sums, rest, rest);
+            add_squares(&sums, rest);
         }
         found[k] = total_of(&sums);
         x += sizes[k];

@@ -10,7 +10,8 @@
  *     Table, look_up      table[index], of 16 entries; look_up_8 takes the index modulo 8, look_up_high one from 8 on
  *     load_codes, ..      W bytes to Ints and back; store_codes_4 stores 4·W
  *     add_to_floats, ..   sum + weight·x in double, rounded to the sum's type
- *     Sums, add_products  16 sums in double, in the order of lanes, and y·q added to them; add_magnitudes, |y|·factor
+ *     Sums, add_products  16 sums in double, in the order of lanes, and y·q added to them; add_squares, y·y;
+ *                         add_squares_and_magnitudes, y·y to one and |y|·factor to another
  *     LOOKS_UP            whether look_up_8 is one instruction
  *     ONE_TABLE           whether look_up is
  *

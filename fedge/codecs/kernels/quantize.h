@@ -110,7 +110,7 @@ INLINE double total_of(const Sums *sums) {
 /* <y, y> in double; reads whole groups of 16. */
 INLINE double energy_of(const float *y, int n) {
     Sums sums = {0};
-    for (int i = 0; i < n; i += LANES) add_products(&sums, y + i, y + i);
+    for (int i = 0; i < n; i += LANES) add_squares(&sums, y + i);
     return total_of(&sums);
 }
 
@@ -134,8 +134,10 @@ INLINE Measures measure_with(int with_product, const float *y, float level, cons
     Ints largest = {0};
     Measures found = {0};
     for (int i = 0; i < BLOCK; i += LANES) {
-        add_products(&squares, y + i, y + i);
-        if (with_product) add_magnitudes(&products, y + i, level);
+        if (with_product)
+            add_squares_and_magnitudes(&squares, &products, y + i, level);
+        else
+            add_squares(&squares, y + i);
         UNROLL for (int l = 0; l < LANES; l += W) largest = larger(largest, (Ints)load(next + i + l) & INT32_MAX);
     }
     for (int l = 0; l < W; l++) found.peak = (uint32_t)largest[l] > found.peak ? (uint32_t)largest[l] : found.peak;

@@ -108,31 +108,38 @@ typedef struct {
     __m256d a, b, c, d;
 } Sums;
 
+INLINE __m256d doubles(const float *from) { return _mm256_cvtps_pd(_mm_loadu_ps(from)); }
+
 /* Products of two float32 are exact in double. They are not fused with the additions, which wait for each other and
  * often take less time than a fused one. */
-INLINE __m256d add_products_of_4(__m256d sum, const float *y, const float *q) {
-    __m256d a = _mm256_cvtps_pd(_mm_loadu_ps(y)), b = q == y ? a : _mm256_cvtps_pd(_mm_loadu_ps(q));
-    return _mm256_add_pd(sum, _mm256_mul_pd(a, b));
-}
+INLINE __m256d add_product(__m256d sum, __m256d a, __m256d b) { return _mm256_add_pd(sum, _mm256_mul_pd(a, b)); }
 
 INLINE void add_products(Sums *sums, const float *y, const float *q) {
-    sums->a = add_products_of_4(sums->a, y, q);
-    sums->b = add_products_of_4(sums->b, y + 4, q == y ? y + 4 : q + 4);
-    sums->c = add_products_of_4(sums->c, y + 8, q == y ? y + 8 : q + 8);
-    sums->d = add_products_of_4(sums->d, y + 12, q == y ? y + 12 : q + 12);
+    sums->a = add_product(sums->a, doubles(y), doubles(q));
+    sums->b = add_product(sums->b, doubles(y + 4), doubles(q + 4));
+    sums->c = add_product(sums->c, doubles(y + 8), doubles(q + 8));
+    sums->d = add_product(sums->d, doubles(y + 12), doubles(q + 12));
 }
 
-INLINE __m256d add_magnitudes_of_4(__m256d sum, const float *y, double factor) {
-    __m256d a = _mm256_andnot_pd(_mm256_set1_pd(-0.0), _mm256_cvtps_pd(_mm_loadu_ps(y)));
-    return _mm256_add_pd(sum, _mm256_mul_pd(a, _mm256_set1_pd(factor)));
+INLINE void add_squares(Sums *sums, const float *y) {
+    __m256d a = doubles(y), b = doubles(y + 4), c = doubles(y + 8), d = doubles(y + 12);
+    sums->a = add_product(sums->a, a, a), sums->b = add_product(sums->b, b, b);
+    sums->c = add_product(sums->c, c, c), sums->d = add_product(sums->d, d, d);
 }
 
-/* Products of magnitudes and a positive number. */
-INLINE void add_magnitudes(Sums *sums, const float *y, float factor) {
-    sums->a = add_magnitudes_of_4(sums->a, y, factor);
-    sums->b = add_magnitudes_of_4(sums->b, y + 4, factor);
-    sums->c = add_magnitudes_of_4(sums->c, y + 8, factor);
-    sums->d = add_magnitudes_of_4(sums->d, y + 12, factor);
+INLINE void add_square_and_magnitude(__m256d *square, __m256d *magnitude, const float *y, double factor) {
+    __m256d a = doubles(y);
+    *square = _mm256_fmadd_pd(a, a, *square);
+    *magnitude = _mm256_fmadd_pd(_mm256_andnot_pd(_mm256_set1_pd(-0.0), a), _mm256_set1_pd(factor), *magnitude);
+}
+
+/* Squares, and magnitudes times a positive number. Fused, because of eight sums none waits long, but one for which no
+ * register is left waits three times as long. */
+INLINE void add_squares_and_magnitudes(Sums *squares, Sums *magnitudes, const float *y, float factor) {
+    add_square_and_magnitude(&squares->a, &magnitudes->a, y, factor);
+    add_square_and_magnitude(&squares->b, &magnitudes->b, y + 4, factor);
+    add_square_and_magnitude(&squares->c, &magnitudes->c, y + 8, factor);
+    add_square_and_magnitude(&squares->d, &magnitudes->d, y + 12, factor);
 }
 
 INLINE void store_sums(double *to, const Sums *sums) {

@@ -111,18 +111,25 @@ typedef struct {
  * often take less time than a fused one. */
 INLINE void add_products(Sums *sums, const float *y, const float *q) {
     __m512d a = _mm512_cvtps_pd(_mm256_loadu_ps(y)), b = _mm512_cvtps_pd(_mm256_loadu_ps(y + 8));
-    __m512d c = q == y ? a : _mm512_cvtps_pd(_mm256_loadu_ps(q));
-    __m512d d = q == y ? b : _mm512_cvtps_pd(_mm256_loadu_ps(q + 8));
+    __m512d c = _mm512_cvtps_pd(_mm256_loadu_ps(q)), d = _mm512_cvtps_pd(_mm256_loadu_ps(q + 8));
     sums->low = _mm512_add_pd(sums->low, _mm512_mul_pd(a, c));
     sums->high = _mm512_add_pd(sums->high, _mm512_mul_pd(b, d));
 }
 
-/* Products of magnitudes and a positive number. */
-INLINE void add_magnitudes(Sums *sums, const float *y, float factor) {
+INLINE void add_squares(Sums *sums, const float *y) {
+    __m512d a = _mm512_cvtps_pd(_mm256_loadu_ps(y)), b = _mm512_cvtps_pd(_mm256_loadu_ps(y + 8));
+    sums->low = _mm512_add_pd(sums->low, _mm512_mul_pd(a, a));
+    sums->high = _mm512_add_pd(sums->high, _mm512_mul_pd(b, b));
+}
+
+/* Squares, and magnitudes times a positive number. */
+INLINE void add_squares_and_magnitudes(Sums *squares, Sums *magnitudes, const float *y, float factor) {
     __m512d a = _mm512_cvtps_pd(_mm256_loadu_ps(y)), b = _mm512_cvtps_pd(_mm256_loadu_ps(y + 8));
     __m512d c = _mm512_set1_pd(factor);
-    sums->low = _mm512_add_pd(sums->low, _mm512_mul_pd(_mm512_abs_pd(a), c));
-    sums->high = _mm512_add_pd(sums->high, _mm512_mul_pd(_mm512_abs_pd(b), c));
+    squares->low = _mm512_add_pd(squares->low, _mm512_mul_pd(a, a));
+    squares->high = _mm512_add_pd(squares->high, _mm512_mul_pd(b, b));
+    magnitudes->low = _mm512_add_pd(magnitudes->low, _mm512_mul_pd(_mm512_abs_pd(a), c));
+    magnitudes->high = _mm512_add_pd(magnitudes->high, _mm512_mul_pd(_mm512_abs_pd(b), c));
 }
 
 INLINE void store_sums(double *to, const Sums *sums) {
