@@ -9,7 +9,7 @@
  *     multiply_add        x·factor + term, rounded once or twice
  *     Table, look_up      table[index], of 16 entries; look_up_8 takes the index modulo 8, look_up_high one from 8 on
  *     load_codes, ..      W bytes to Ints and back; store_codes_4 stores 4·W
- *     add_to_floats, ..   sum + weight·x in double, rounded to the sum's type
+ *     add_to_floats, ..   W sums + weight·x in double, rounded to the sum's type
  *     Sums, add_products  16 sums in double, in the order of lanes, and y·q added to them; add_squares, y·y;
  *                         add_squares_and_magnitudes, y·y to one and |y|·factor to another
  *     LOOKS_UP            whether look_up_8 is one instruction
@@ -228,20 +228,23 @@ INLINE void deliver(const Job *job, const float *x, Py_ssize_t first, int n) {
     }
 }
 
-/* Negate, scale and hand over a whole block. */
-INLINE void deliver_block_to(Target target, const float *x, const uint32_t *lanes, float scale, void *out, double weight) {
+/* Negate, scale and hand over a whole block, which is overwritten. */
+INLINE void deliver_block_to(Target target, float *x, const uint32_t *lanes, float scale, void *out, double weight) {
     float *floats = out;
     double *doubles = out;
-    for (int row = 0; row < BLOCK; row += 2 * SIDE)
+    for (int row = 0; row < BLOCK; row += 2 * SIDE) {
         UNROLL for (int l = 0; l < 2 * SIDE; l += W) {
             Floats y = negate(load(x + row + l), load_ints(lanes + l) << (31 - row / (2 * SIDE))) * scale;
-            if (target == INTO_FLOATS) store(floats + row + l, y);
-            if (target == ONTO_FLOATS) add_to_floats(floats + row + l, y, weight);
-            if (target == ONTO_DOUBLES) add_to_doubles(doubles + row + l, y, weight);
+            store(target == INTO_FLOATS ? floats + row + l : x + row + l, y);
         }
+        UNROLL for (int l = row; l < row + 2 * SIDE; l += W) {
+            if (target == ONTO_FLOATS) add_to_floats(floats + l, x + l, weight);
+            if (target == ONTO_DOUBLES) add_to_doubles(doubles + l, x + l, weight);
+        }
+    }
 }
 
-PHASE void deliver_block(Target target, const float *x, const uint32_t *lanes, float scale, void *out, double weight) {
+PHASE void deliver_block(Target target, float *x, const uint32_t *lanes, float scale, void *out, double weight) {
     if (target == INTO_FLOATS) deliver_block_to(INTO_FLOATS, x, lanes, scale, out, weight);
     if (target == ONTO_FLOATS) deliver_block_to(ONTO_FLOATS, x, lanes, scale, out, weight);
     if (target == ONTO_DOUBLES) deliver_block_to(ONTO_DOUBLES, x, lanes, scale, out, weight);

@@ -86,29 +86,25 @@ INLINE void store_codes_4(uint8_t *to, const Ints *codes) {
     _mm256_storeu_si256((__m256i *)to, _mm256_permutevar8x32_epi32(_mm256_packus_epi16(a, b), order));
 }
 
-INLINE __m256d upper_half(__m256 x) { return _mm256_cvtps_pd(_mm256_extractf128_ps(x, 1)); }
+/* Four of them, from memory: a conversion from the upper half of a register takes three times as long. */
+INLINE __m256d doubles(const float *from) { return _mm256_cvtps_pd(_mm_loadu_ps(from)); }
 
-INLINE __m256d lower_half(__m256 x) { return _mm256_cvtps_pd(_mm256_castps256_ps128(x)); }
-
-INLINE void add_to_floats(float *sum, Floats x, double weight) {
-    __m256d w = _mm256_set1_pd(weight);
-    __m256d low = _mm256_add_pd(_mm256_cvtps_pd(_mm_loadu_ps(sum)), _mm256_mul_pd(lower_half((__m256)x), w));
-    __m256d high = _mm256_add_pd(_mm256_cvtps_pd(_mm_loadu_ps(sum + 4)), _mm256_mul_pd(upper_half((__m256)x), w));
-    _mm_storeu_ps(sum, _mm256_cvtpd_ps(low));
-    _mm_storeu_ps(sum + 4, _mm256_cvtpd_ps(high));
+INLINE __m256d sum_of_4(__m256d sum, const float *x, double weight) {
+    return _mm256_add_pd(sum, _mm256_mul_pd(doubles(x), _mm256_set1_pd(weight)));
 }
 
-INLINE void add_to_doubles(double *sum, Floats x, double weight) {
-    __m256d w = _mm256_set1_pd(weight);
-    _mm256_storeu_pd(sum, _mm256_add_pd(_mm256_loadu_pd(sum), _mm256_mul_pd(lower_half((__m256)x), w)));
-    _mm256_storeu_pd(sum + 4, _mm256_add_pd(_mm256_loadu_pd(sum + 4), _mm256_mul_pd(upper_half((__m256)x), w)));
+INLINE void add_to_floats(float *sum, const float *x, double weight) {
+    UNROLL for (int l = 0; l < W; l += 4) _mm_storeu_ps(sum + l, _mm256_cvtpd_ps(sum_of_4(doubles(sum + l), x + l, weight)));
+}
+
+INLINE void add_to_doubles(double *sum, const float *x, double weight) {
+    UNROLL for (int l = 0; l < W; l += 4)
+        _mm256_storeu_pd(sum + l, sum_of_4(_mm256_loadu_pd(sum + l), x + l, weight));
 }
 
 typedef struct {
     __m256d a, b, c, d;
 } Sums;
-
-INLINE __m256d doubles(const float *from) { return _mm256_cvtps_pd(_mm_loadu_ps(from)); }
 
 /* Products of two float32 are exact in double. They are not fused with the additions, which wait for each other and
  * often take less time than a fused one. */

@@ -85,22 +85,19 @@ INLINE void store_codes_4(uint8_t *to, const Ints *codes) {
     _mm512_storeu_si512(to, _mm512_permutexvar_epi32(order, _mm512_packus_epi16(a, b)));
 }
 
-INLINE __m512d upper_half(__m512 x) { return _mm512_cvtps_pd(_mm512_extractf32x8_ps(x, 1)); }
+INLINE __m512d doubles(const float *from) { return _mm512_cvtps_pd(_mm256_loadu_ps(from)); }
 
-INLINE __m512d lower_half(__m512 x) { return _mm512_cvtps_pd(_mm512_castps512_ps256(x)); }
-
-INLINE void add_to_floats(float *sum, Floats x, double weight) {
-    __m512d w = _mm512_set1_pd(weight);
-    __m512d low = _mm512_add_pd(_mm512_cvtps_pd(_mm256_loadu_ps(sum)), _mm512_mul_pd(lower_half((__m512)x), w));
-    __m512d high = _mm512_add_pd(_mm512_cvtps_pd(_mm256_loadu_ps(sum + 8)), _mm512_mul_pd(upper_half((__m512)x), w));
-    _mm256_storeu_ps(sum, _mm512_cvtpd_ps(low));
-    _mm256_storeu_ps(sum + 8, _mm512_cvtpd_ps(high));
+INLINE __m512d sum_of_8(__m512d sum, const float *x, double weight) {
+    return _mm512_add_pd(sum, _mm512_mul_pd(doubles(x), _mm512_set1_pd(weight)));
 }
 
-INLINE void add_to_doubles(double *sum, Floats x, double weight) {
-    __m512d w = _mm512_set1_pd(weight);
-    _mm512_storeu_pd(sum, _mm512_add_pd(_mm512_loadu_pd(sum), _mm512_mul_pd(lower_half((__m512)x), w)));
-    _mm512_storeu_pd(sum + 8, _mm512_add_pd(_mm512_loadu_pd(sum + 8), _mm512_mul_pd(upper_half((__m512)x), w)));
+INLINE void add_to_floats(float *sum, const float *x, double weight) {
+    UNROLL for (int l = 0; l < W; l += 8)
+        _mm256_storeu_ps(sum + l, _mm512_cvtpd_ps(sum_of_8(doubles(sum + l), x + l, weight)));
+}
+
+INLINE void add_to_doubles(double *sum, const float *x, double weight) {
+    UNROLL for (int l = 0; l < W; l += 8) _mm512_storeu_pd(sum + l, sum_of_8(_mm512_loadu_pd(sum + l), x + l, weight));
 }
 
 typedef struct {

@@ -67,11 +67,11 @@ INLINE void store_codes_4(uint8_t *to, const Ints *codes) {
     for (int v = 0; v < 4; v++) store_codes(to + v * W, codes[v]);
 }
 
-INLINE void add_to_floats(float *sum, Floats x, double weight) {
+INLINE void add_to_floats(float *sum, const float *x, double weight) {
     for (int l = 0; l < W; l++) sum[l] = (float)((double)sum[l] + weight * (double)x[l]);
 }
 
-INLINE void add_to_doubles(double *sum, Floats x, double weight) {
+INLINE void add_to_doubles(double *sum, const float *x, double weight) {
     for (int l = 0; l < W; l++) sum[l] += weight * (double)x[l];
 }
 
