@@ -122,6 +122,19 @@ def test_accumulating_takes_any_scale_and_leaves_float64_sums_finite(codec):
         assert total.tobytes() == expected.tobytes() and np.isfinite(total).all()
 
 
+def test_adding_with_weight_one_rounds_as_float64_does_whatever_the_sum_holds(codec):
+    for scale in (1e-45, 1e-38, 1.0, 3e38):
+        x = np.clip(scale * normal(9000).astype(np.float64), -3.4e38, 3.4e38).astype(np.float32)
+        data, total = codec.encode(x, seed=2), np.roll(x, 1)
+        total[::7] = -codec.decode(data, 9000, seed=2)[::7]
+        total[::11], total[::13], total[::17], total[::19] = np.inf, np.nan, -0.0, 1e-45
+        expected = total.copy()
+        with np.errstate(over="ignore"):
+            expected += np.float64(1) * codec.decode(data, 9000, seed=2)
+            codec.accumulate(data, 9000, 2, 1.0, total)
+        assert total.tobytes() == expected.tobytes()
+
+
 def unaligned(x: np.ndarray) -> np.ndarray:
     moved = np.zeros(x.nbytes + 1, np.uint8)[1:].view(x.dtype)
     moved[:] = x

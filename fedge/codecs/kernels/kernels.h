@@ -229,14 +229,17 @@ INLINE void deliver(const Job *job, const float *x, Py_ssize_t first, int n) {
 }
 
 /* Negate, scale and hand over a whole block, which is overwritten. */
-INLINE void deliver_block_to(Target target, float *x, const uint32_t *lanes, float scale, void *out, double weight) {
+INLINE void deliver_block_to(Target target, int plainly, float *x, const uint32_t *lanes, float scale, void *out,
+                             double weight) {
     float *floats = out;
     double *doubles = out;
     for (int row = 0; row < BLOCK; row += 2 * SIDE) {
         UNROLL for (int l = 0; l < 2 * SIDE; l += W) {
             Floats y = negate(load(x + row + l), load_ints(lanes + l) << (31 - row / (2 * SIDE))) * scale;
-            store(target == INTO_FLOATS ? floats + row + l : x + row + l, y);
+            if (plainly && target == ONTO_FLOATS) y += load(floats + row + l);
+            store(plainly ? floats + row + l : x + row + l, y);
         }
+        if (plainly) continue;
         UNROLL for (int l = row; l < row + 2 * SIDE; l += W) {
             if (target == ONTO_FLOATS) add_to_floats(floats + l, x + l, weight);
             if (target == ONTO_DOUBLES) add_to_doubles(doubles + l, x + l, weight);
@@ -244,10 +247,13 @@ INLINE void deliver_block_to(Target target, float *x, const uint32_t *lanes, flo
     }
 }
 
+/* With weight 1 a float32 sum is added to in float32: what double gives and float32 then rounds is the same, because 53
+ * bits are at least 2·24 + 2 (Figueroa, When is double rounding innocuous?, SIGNUM 1995). */
 PHASE void deliver_block(Target target, float *x, const uint32_t *lanes, float scale, void *out, double weight) {
-    if (target == INTO_FLOATS) deliver_block_to(INTO_FLOATS, x, lanes, scale, out, weight);
-    if (target == ONTO_FLOATS) deliver_block_to(ONTO_FLOATS, x, lanes, scale, out, weight);
-    if (target == ONTO_DOUBLES) deliver_block_to(ONTO_DOUBLES, x, lanes, scale, out, weight);
+    if (target == INTO_FLOATS) deliver_block_to(INTO_FLOATS, 1, x, lanes, scale, out, weight);
+    if (target == ONTO_FLOATS && weight == 1) deliver_block_to(ONTO_FLOATS, 1, x, lanes, scale, out, weight);
+    if (target == ONTO_FLOATS && weight != 1) deliver_block_to(ONTO_FLOATS, 0, x, lanes, scale, out, weight);
+    if (target == ONTO_DOUBLES) deliver_block_to(ONTO_DOUBLES, 0, x, lanes, scale, out, weight);
 }
 
 /* Decode a full block to `out` by way of a: from its codes if there are any, else from dequantized coordinates in a. */

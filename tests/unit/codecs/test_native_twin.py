@@ -35,13 +35,13 @@ def vector(kind: str, size: int, seed: int) -> np.ndarray:
 def assert_same_sum(
     data: bytes, x_hat: np.ndarray, rotated: int, call: tuple, mask: np.ndarray | None, isa: str
 ) -> None:
-    for dtype, target in ((np.float32, 1), (np.float64, 2)):
+    for dtype, target, weight in ((np.float32, 1, -2.3), (np.float32, 1, 1.0), (np.float64, 2, -2.3)):
         total = np.linspace(-1, 1, x_hat.size).astype(dtype)
         expected = total.copy()
         with np.errstate(over="ignore"):
-            expected += np.float64(-2.3) * x_hat
-        native.kernels.decode(data, total, total.size, target, -2.3, *call, lloyd.TABLES, eden._GAINS, mask)
-        assert total[:rotated].tobytes() == expected[:rotated].tobytes(), (isa, dtype)
+            expected += np.float64(weight) * x_hat
+        native.kernels.decode(data, total, total.size, target, weight, *call, lloyd.TABLES, eden._GAINS, mask)
+        assert total[:rotated].tobytes() == expected[:rotated].tobytes(), (isa, dtype, weight)
 
 
 def assert_same(x: np.ndarray, bits: float, seed: int, received: np.ndarray, sets: list[str]) -> None:
