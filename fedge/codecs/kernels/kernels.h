@@ -1,7 +1,7 @@
 /* EDEN's hot loops, included once per instruction set after one of the vectors_*.h, which define
  *
  *     Floats, Ints        vectors of W numbers of 32 bits
- *     difference          a - b
+ *     difference          a - b, which a butterfly takes at FUSED_DISTANCES: a sum of 1, 2, 4, 8
  *     transpose           of a W × W tile in W vectors
  *     larger              of two Ints, one by one
  *     count_above         count + 1 where a > b

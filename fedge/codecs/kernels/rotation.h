@@ -13,12 +13,13 @@
 
 enum { TILES = SIDE / W, VECTORS = BLOCK / W };
 
-/* One Hadamard stage of n vectors. */
+/* One Hadamard stage of n vectors. Where additions and fused ones have units of their own, two of each work at a time;
+ * but a fused one takes longer, so that it pays in some stages only. */
 INLINE void stage(Floats *x, int n, int distance) {
     UNROLL for (int k = 0; k < n / 2; k++) {
         int i = k / distance * 2 * distance + k % distance;
         Floats a = x[i], b = x[i + distance];
-        x[i] = a + b, x[i + distance] = difference(a, b);
+        x[i] = a + b, x[i + distance] = distance & FUSED_DISTANCES ? difference(a, b) : a - b;
     }
 }
 
@@ -65,6 +66,9 @@ INLINE Floats fetch(const Source *tile, int i) {
     return tile->bits < 4 ? look_up_8(tile->levels, codes) : look_up(tile->levels, codes);
 }
 
+/* The next bit of every lane comes first: an addition, because shifts have fewer units. */
+INLINE Ints twice(Ints lanes) { return (Ints)((Unsigned)lanes + (Unsigned)lanes); }
+
 /* Multiply by `factor`, negate by the signs in `lanes` if there are any, stages 1, .., W/2, transpose each tile. Bit j
  * of a lane belongs to rows 2j and 2j + 1. */
 INLINE void turn_tiles(Source from, float *to, const uint32_t *lanes, float factor, int turned, Ahead *ahead) {
@@ -81,14 +85,15 @@ INLINE void turn_tiles(Source from, float *to, const uint32_t *lanes, float fact
                 odd = load_ints(lanes + SIDE + right) << (32 - W / 2 - down / 2);
             }
             ask(ahead, W * W / 32);
-            UNROLL for (int i = 0; i < W; i++) {
-                x[i] = fetch(&source, i) * factor;
-                if (lanes) x[i] = negate(x[i], (i & 1 ? odd : even) << (W / 2 - 1 - i / 2));
+            UNROLL for (int i = W - 2; i >= 0; i -= 2) {
+                x[i] = fetch(&source, i) * factor, x[i + 1] = fetch(&source, i + 1) * factor;
+                if (!lanes) continue;
+                x[i] = negate(x[i], even), x[i + 1] = negate(x[i + 1], odd);
+                even = twice(even), odd = twice(odd);
             }
             hadamard_of_vectors(x, W);
             transpose(x);
             UNROLL for (int i = 0; i < W; i++) store(turned_tile + i * SIDE, x[i]);
-            even <<= W / 2, odd <<= W / 2;
         }
     }
 }

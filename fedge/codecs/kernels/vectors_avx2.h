@@ -23,6 +23,8 @@ INLINE Floats multiply_add(Floats x, float factor, float term) {
 #define LOOKS_UP 1
 #define ONE_TABLE 0
 
+#define FUSED_DISTANCES 2
+
 /* a - b, on another unit than additions where the two have their own. */
 INLINE Floats difference(Floats a, Floats b) {
     return (Floats)_mm256_fmsub_ps((__m256)a, _mm256_set1_ps(1), (__m256)b);

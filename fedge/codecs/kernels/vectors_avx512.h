@@ -30,6 +30,8 @@ INLINE Floats multiply_add(Floats x, float factor, float term) {
 #define LOOKS_UP 1
 #define ONE_TABLE 1
 
+#define FUSED_DISTANCES 15
+
 /* a - b, on another unit than additions where the two have their own. */
 INLINE Floats difference(Floats a, Floats b) {
     return (Floats)_mm512_fmsub_ps((__m512)a, _mm512_set1_ps(1), (__m512)b);

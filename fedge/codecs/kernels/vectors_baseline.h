@@ -31,6 +31,8 @@ INLINE Floats multiply_add(Floats x, float factor, float term) { return x * fact
 #define LOOKS_UP 0
 #define ONE_TABLE 0
 
+#define FUSED_DISTANCES 0
+
 INLINE Floats difference(Floats a, Floats b) { return a - b; }
 
 INLINE Ints larger(Ints a, Ints b) { return (a & (a > b)) | (b & ~(a > b)); }
