@@ -7,7 +7,8 @@
  *     count_above         count + 1 where a > b
  *     magnitude_below     the smaller of |x| and a limit
  *     multiply_add        x·factor + term, rounded once or twice
- *     Table, look_up      table[index], of 16 entries; look_up_8 takes the index modulo 8, look_up_high one from 8 on
+ *     Table, look_up      table[index], of 16 entries; look_up_8 takes the index modulo 8, look_up_4 too
+ *                         from a table that repeats every 4, look_up_high one from 8 on
  *     load_codes, ..      W bytes to Ints and back; store_codes_4 stores 4·W
  *     add_to_floats, ..   W sums + weight·x in double, rounded to the sum's type
  *     Sums, add_products  16 sums in double, in the order of lanes, and y·q added to them; add_squares, y·y;

@@ -34,7 +34,8 @@ INLINE Ints quantize_vector(const Quantizer *quantizer, Floats z, int width, Flo
         UNROLL for (int j = 0; j < 7; j++)
             if (j < half - 1) code = count_above(code, magnitude, quantizer->threshold[j]);
     }
-    if (!ONE_TABLE) *q = negate(look_up_8(quantizer->positive, code), (Ints)z);
+    Table positive = quantizer->positive;
+    if (!ONE_TABLE) *q = negate(width <= 2 ? look_up_4(positive, code) : look_up_8(positive, code), (Ints)z);
     code = (code ^ sign) & (2 * half - 1);
     if (ONE_TABLE) *q = look_up(quantizer->by_code, code);
     return code;

@@ -63,7 +63,7 @@ INLINE Floats fetch(const Source *tile, int i) {
     if (!tile->bits) return load(tile->floats + i * SIDE);
     int rows = 8 * tile->bits, shift = tile->shift + i / rows * tile->bits;
     Ints codes = load_codes(tile->codes + i % rows * SIDE) >> shift;
-    return tile->bits < 4 ? look_up_8(tile->levels, codes) : look_up(tile->levels, codes);
+    return tile->bits < 4 ? look_up_4(tile->levels, codes) : look_up(tile->levels, codes);
 }
 
 /* The next bit of every lane comes first: an addition, because shifts have fewer units. */

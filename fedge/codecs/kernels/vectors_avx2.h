@@ -67,6 +67,10 @@ INLINE Floats look_up_8(Table table, Ints index) {
     return (Floats)_mm256_permutevar8x32_ps(table.low, (__m256i)index);
 }
 
+INLINE Floats look_up_4(Table table, Ints index) {
+    return (Floats)_mm256_permutevar_ps(table.low, (__m256i)index);
+}
+
 INLINE Floats look_up_high(Table table, Ints index) {
     return (Floats)_mm256_permutevar8x32_ps(table.high, (__m256i)index);
 }

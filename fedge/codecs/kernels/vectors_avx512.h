@@ -70,6 +70,8 @@ INLINE Floats look_up(Table table, Ints index) { return (Floats)_mm512_permutexv
 
 INLINE Floats look_up_8(Table table, Ints index) { return look_up(table, index & 7); }
 
+INLINE Floats look_up_4(Table table, Ints index) { return look_up_8(table, index); }
+
 INLINE Floats look_up_high(Table table, Ints index) { return look_up(table, index); }
 
 INLINE Ints load_codes(const uint8_t *from) {

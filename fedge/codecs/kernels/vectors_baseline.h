@@ -57,6 +57,8 @@ INLINE Floats look_up(Table table, Ints index) {
 
 INLINE Floats look_up_8(Table table, Ints index) { return look_up(table, index & 7); }
 
+INLINE Floats look_up_4(Table table, Ints index) { return look_up_8(table, index); }
+
 INLINE Floats look_up_high(Table table, Ints index) { return look_up(table, index); }
 
 INLINE Ints load_codes(const uint8_t *from) { return (Ints){from[0], from[1], from[2], from[3]}; }
