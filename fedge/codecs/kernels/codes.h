@@ -137,7 +137,7 @@ ISA static void energies(const float *x, const int64_t *sizes, Py_ssize_t count,
     }
 }
 
-/* <y, q>; reads whole groups of 16. */
+/* <y, q>; reads whole groups of 16, and both must be numbers to their end. */
 INLINE double product_of(const float *y, const float *q, int n) {
     Sums sums;
     memset(&sums, 0, sizeof sums);
@@ -164,6 +164,7 @@ ISA static void encode_codes(CodeJob *job) {
         Ruler ruler = ruler_of(job, k);
         memset(a + n, 0, sizeof(float) * LANES);
         count_steps(a, ruler, n, symbols, rest, b);
+        memset(b + n, 0, sizeof(float) * LANES);
         job->products[k] = product_of(a, b, n);
         if (ruler.low) pack(rest, n, ruler.low, job->low_bits + job->low_starts[k]);
         make_coins(job, job->klass[k]);

@@ -207,7 +207,7 @@ def test_a_payload_that_ends_early_is_refused_and_nothing_is_added(cut):
 
 @needs_native
 @pytest.mark.parametrize("kind", [normal, sparse, uneven, two_peaks])
-@pytest.mark.parametrize("size", [32, 33, 511, 4096, 4100, 9001])
+@pytest.mark.parametrize("size", [32, 33, 500, 511, 4096, 4100, 9001])
 def test_the_twin_and_every_instruction_set_make_the_same_bytes_and_floats(kind, size, monkeypatch):
     x, mask = kind(size), np.random.default_rng(size).random(size) < 0.7
     fastest = native.kernels.isa()
