@@ -5,6 +5,7 @@
 #include "vectors_avx512.h"
 
 #include "kernels.h"
+#include "rans_avx512.h"
 #include "codes.h"
 
 static int runs_here(void) {

@@ -1,8 +1,7 @@
-/* Entropy-coded blocks: `block_codes.py` and `rans.py` in C, byte by byte and float by float. Included after
- * kernels.h, whose rotation it uses.
- *
- * Vector units with 16 lanes of 32 bits define RANGE_CODER_ROWS and, for rows of 16 codes, encode_row and decode_row;
- * everything else goes one code at a time. */
+/* Entropy-coded blocks: `block_codes.py` in C, byte by byte and float by float. Included after kernels.h, whose rotation
+ * it uses, and after the rans_*.h of the instruction set, if it has one. */
+
+#include "rans.h"
 
 /* ---- quantization ------------------------------------------------------------------------------------------- */
 
@@ -46,75 +45,6 @@ INLINE void values_of(const uint8_t *symbols, const uint8_t *rest, Ruler ruler, 
     }
 }
 
-/* ---- range coder -------------------------------------------------------------------------------------------- */
-
-INLINE uint32_t encode_one(uint32_t x, uint32_t reciprocal, uint32_t packed, uint8_t **to) {
-    uint32_t complement = packed & 0xfff, bias = (packed >> 12) & 0x1fff, quotient;
-    if (x >= (TOTAL_FREQUENCY - complement) << (31 - PRECISION)) {
-        uint16_t word = (uint16_t)x;
-        *to -= sizeof word;
-        memcpy(*to, &word, sizeof word);
-        x >>= 16;
-    }
-    quotient = (uint32_t)(((uint64_t)x * reciprocal) >> 32) >> (packed >> 25);
-    return x + bias + quotient * complement;
-}
-
-/* Codes of one block, backwards; writes towards lower addresses from `to`, returns where it stopped. */
-ISA static uint8_t *encode_symbols(CodeJob *job, const uint8_t *symbols, int n, uint8_t *to) {
-    const uint32_t *reciprocal = job->reciprocal, *packed = job->packed;
-    int lanes = job->lanes, rows = 0;
-#ifdef RANGE_CODER_ROWS
-    if (lanes == 16) rows = n / 16;
-#endif
-    for (int i = n; i-- > 16 * rows;)
-        job->states[i % lanes] = encode_one(job->states[i % lanes], reciprocal[symbols[i]], packed[symbols[i]], &to);
-#ifdef RANGE_CODER_ROWS
-    if (rows) {
-        Coins coins = load_coins(reciprocal, packed);
-        Ints x = load_ints(job->states);
-        for (int i = 16 * rows; i; i -= 16) x = encode_row(x, load_codes(symbols + i - 16), &coins, &to);
-        memcpy(job->states, &x, sizeof x);
-    }
-#endif
-    return to;
-}
-
-INLINE uint32_t decode_one(uint32_t x, const uint32_t *slots, uint8_t *symbol) {
-    uint32_t slot = slots[x & (TOTAL_FREQUENCY - 1)];
-    *symbol = (uint8_t)slot;
-    return (slot >> 20) * (x >> PRECISION) + ((slot >> 8) & 0xfff);
-}
-
-/* Codes of one block; 0 if the words end before. */
-ISA static int decode_symbols(CodeJob *job, const uint32_t *slots, uint8_t *symbols, int n) {
-    const uint8_t *from = job->from;
-    int lanes = job->lanes, i = 0;
-#ifdef RANGE_CODER_ROWS
-    if (lanes == 16) {
-        Ints x = load_ints(job->states);
-        /* A row reads at most 16 words. */
-        for (; i + 16 <= n && job->end - from >= 32; i += 16) x = decode_row(x, slots, symbols + i, &from);
-        memcpy(job->states, &x, sizeof x);
-    }
-#endif
-    for (; i < n; i += lanes) {
-        int row = n - i < lanes ? n - i : lanes;
-        for (int l = 0; l < row; l++) {
-            job->states[l] = decode_one(job->states[l], slots, symbols + i + l);
-            if (job->states[l] < LOWEST_STATE) {
-                uint16_t word;
-                if (job->end - from < (Py_ssize_t)sizeof word) return 0;
-                memcpy(&word, from, sizeof word);
-                from += sizeof word;
-                job->states[l] = job->states[l] << 16 | word;
-            }
-        }
-    }
-    job->from = from;
-    return 1;
-}
-
 /* ---- blocks ------------------------------------------------------------------------------------------------- */
 
 /* The energies of runs of coordinates: 16 sums in double, as everywhere. */
@@ -137,7 +67,7 @@ ISA static void energies(const float *x, const int64_t *sizes, Py_ssize_t count,
     }
 }
 
-/* <y, q>; reads whole groups of 16, and both must be numbers to their end. */
+/* <y, q>; reads whole groups of 16. */
 INLINE double product_of(const float *y, const float *q, int n) {
     Sums sums;
     memset(&sums, 0, sizeof sums);
@@ -148,6 +78,8 @@ INLINE double product_of(const float *y, const float *q, int n) {
 /* From the last block to the first, because the range coder works backwards. */
 ISA static void encode_codes(CodeJob *job) {
     uint8_t *to = job->end_of_words;
+    Rows rows;
+    if (job->lanes == 16) begin_encoding_rows(&rows);
     for (Py_ssize_t k = job->blocks - 1; k >= 0; k--) {
         float a[BLOCK + LANES] __attribute__((aligned(LINE))), b[BLOCK + LANES] __attribute__((aligned(LINE)));
         uint8_t symbols[BLOCK + LANES] __attribute__((aligned(LINE))), rest[BLOCK + LANES] __attribute__((aligned(LINE)));
@@ -168,7 +100,7 @@ ISA static void encode_codes(CodeJob *job) {
         job->products[k] = product_of(a, b, n);
         if (ruler.low) pack(rest, n, ruler.low, job->low_bits + job->low_starts[k]);
         make_coins(job, job->klass[k]);
-        to = encode_symbols(job, symbols, n, to);
+        to = encode_symbols(job, &rows, symbols, n, to);
     }
     job->words = to;
 }
@@ -182,9 +114,12 @@ static double drop_unreceived(float *a, int n, const uint8_t *received) {
 
 /* All codes to `symbols`, before a coordinate is written: 0 if the payload ends before them. */
 ISA static int read_codes(CodeJob *job) {
+    Rows rows;
+    if (job->lanes == 16) begin_decoding_rows(&rows);
     for (Py_ssize_t k = 0; k < job->blocks; k++) {
         const uint32_t *slots = slots_of(job, job->klass[k]);
-        if (!slots || !decode_symbols(job, slots, job->symbols + job->symbol_starts[k], (int)job->sizes[k])) return 0;
+        if (!slots || !decode_symbols(job, &rows, slots, job->symbols + job->symbol_starts[k], (int)job->sizes[k]))
+            return 0;
     }
     return 1;
 }

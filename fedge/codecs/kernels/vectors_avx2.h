@@ -3,7 +3,7 @@
 #include <immintrin.h>
 
 #define W 8
-#define ISA __attribute__((target("avx2,fma")))
+#define ISA __attribute__((target("avx2,fma,bmi2")))
 #define INLINE static inline ISA __attribute__((always_inline))
 
 typedef float Floats __attribute__((vector_size(32)));
