@@ -5,6 +5,7 @@
 #include "vectors_avx2.h"
 
 #include "kernels.h"
+#include "rans_avx2.h"
 #include "codes.h"
 
 static int runs_here(void) {
