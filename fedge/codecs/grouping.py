@@ -52,8 +52,12 @@ class Chunks:
         """Return how many coordinates every chunk of a vector of ``count`` has, int64."""
         first = min(self.phase, count)
         whole, rest = divmod(count - first, self.length)
-        parts = [first] * (first > 0) + [self.length] * whole + [rest] * (rest > 0)
-        return np.array(parts, np.int64)
+        found = np.full((first > 0) + whole + (rest > 0), self.length, np.int64)
+        if first:
+            found[0] = first
+        if rest:
+            found[-1] = rest
+        return found
 
 
 @dataclass(frozen=True, slots=True)

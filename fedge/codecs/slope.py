@@ -25,6 +25,7 @@ from fedge.codecs.gaussian import COARSEST, FINEST, UNITS, Ints, error_of, rate_
 
 _NODE_UNITS = UNITS // 4
 _FIRST_NODE = -4 * UNITS
+_AT_ONCE = 1024  # blocks times slopes that are looked at together
 # T at u = -4, -3.75, .., 8.25 octaves; below, T(u) = u. A test computes them again.
 # fmt: off
 NODES = (
@@ -56,12 +57,12 @@ class Levels:
         levels = np.concatenate([none, *(part.levels for part in parts)])
         return cls(sizes, levels, np.concatenate([none, *(part.true for part in parts)]))
 
-    def steps(self, slope: int) -> Ints:
-        """Return the steps at ``slope`` relative to the true σ_k."""
+    def steps(self, slope: int | Ints) -> Ints:
+        """Return the steps at ``slope`` relative to the true σ_k; a row for each of several slopes, int64 ``[m, 1]``."""
         return _within(steps_of(slope, self.levels) + (self.levels - self.true), FINEST, COARSEST)
 
 
-def steps_of(slope: int, levels: Ints) -> Ints:
+def steps_of(slope: int | Ints, levels: Ints) -> Ints:
     """Return the step t of every block relative to its level, int64 from FINEST to COARSEST, for ``slope`` and the
     blocks' ``levels``, all in 1/2048 octave."""
     u = slope - levels
@@ -109,12 +110,17 @@ def coarsest(blocks: Sequence[Levels]) -> int:
 
 def solve(bits: float, blocks: Sequence[Levels]) -> int:
     """Return the finest slope at which all ``blocks`` take at most ``bits``; the coarsest if none does."""
-    low = min((int(part.levels.min()) for part in blocks if part.levels.size), default=0) + FINEST
+    joined = Levels.joined(blocks)
+    low = FINEST + (int(joined.levels.min()) if joined.levels.size else 0)
     high = coarsest(blocks)
+    # A few blocks take NumPy as long at one slope as at many.
+    ways = min(max(_AT_ONCE // max(joined.levels.size, 1), 2), 16)
     while low < high:
-        middle = (low + high) // 2
-        if bits_at(middle, blocks) <= bits:
-            high = middle
-        else:
-            low = middle + 1
+        slopes = low + (high - low) * np.arange(1, ways) // ways
+        fits = rate_of(joined.steps(slopes[:, None])) @ joined.sizes <= bits
+        first = int(fits.argmax()) if fits.any() else slopes.size
+        if first < slopes.size:
+            high = int(slopes[first])
+        if first > 0:
+            low = int(slopes[first - 1]) + 1
     return low
