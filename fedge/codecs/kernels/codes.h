@@ -100,6 +100,8 @@ ISA static void encode_codes(CodeJob *job) {
         job->products[k] = product_of(a, b, n);
         if (ruler.low) pack(rest, n, ruler.low, job->low_bits + job->low_starts[k]);
         make_coins(job, job->klass[k]);
+        to = make_room(job, to);
+        if (!to) break;
         to = encode_symbols(job, &rows, symbols, n, to);
     }
     job->words = to;

@@ -95,6 +95,7 @@ enum {
     MOST_CLASSES = 128,
     MOST_LANES = 16,
     LOWEST_STATE = 1 << 15,
+    ROOM_OF_A_BLOCK = 2 * BLOCK + 64,
 };
 
 /* Blocks that are entropy coded, one entry a block in every array: block_codes.py. */
@@ -115,12 +116,26 @@ typedef struct {
     uint64_t base;
     int lanes;
     uint32_t states[MOST_LANES];
-    uint8_t *low_bits, *words, *end_of_words; /* encode: words are written backwards */
+    uint8_t *low_bits;
+    uint8_t *room, *words, *end_of_words; /* encode: words are written backwards; NULL if there was no memory */
     const uint8_t *from, *end;                /* decode: words still to read */
     int coded_class;                          /* encode: whose these are, by code counted from -last */
     uint32_t reciprocal[2 * MOST_LEVELS], packed[2 * MOST_LEVELS]; /* 4096 - f | bias << 12 | shift << 25 */
     uint32_t *slots[MOST_CLASSES];            /* decode: per slot  code | (slot - start) << 8 | f << 20 */
 } CodeJob;
+
+/* Make room below `to` for the words of one more block: a code takes at most one. Returns where `to` is now, or NULL.
+ * Room for the worst case of all blocks would be four times as much as is used, and new pages every time. */
+static inline uint8_t *make_room(CodeJob *job, uint8_t *to) {
+    size_t written = (size_t)(job->end_of_words - to), size = (size_t)(job->end_of_words - job->room);
+    if (size - written >= ROOM_OF_A_BLOCK) return to;
+    uint8_t *room = malloc(2 * size);
+    if (!room) return NULL;
+    memcpy(room + 2 * size - written, to, written);
+    free(job->room);
+    job->room = room, job->end_of_words = room + 2 * size;
+    return job->end_of_words - written;
+}
 
 /* Frequency and start of every code of a class, in order; returns how many. */
 static inline int spread(const CodeJob *job, int klass, uint32_t *frequency, uint32_t *start) {

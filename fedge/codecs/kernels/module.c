@@ -228,24 +228,26 @@ static void release(Py_buffer *buffers, int count) {
 
 static PyObject *encode_checked_codes(CodeJob *job, Py_ssize_t low_bytes) {
     Py_ssize_t coded = (Py_ssize_t)job->symbol_starts[job->blocks], states = 4 * job->lanes;
-    /* A code takes at most 12 bits, and so do words that carry it. */
-    Py_ssize_t most = low_bytes + states + 2 * coded + 64;
-    uint8_t *memory = malloc((size_t)most);
-    if (!memory) return PyErr_NoMemory();
-    job->low_bits = memory, job->end_of_words = memory + most, job->coded_class = -1;
+    Py_ssize_t room = coded / 8 * 5 + ROOM_OF_A_BLOCK; /* steps of 2^-2.5 take 4.6 bits; make_room finds more */
+    PyObject *data = NULL;
+    job->low_bits = malloc((size_t)low_bytes + 1), job->room = malloc((size_t)room), job->coded_class = -1;
+    job->words = NULL, job->end_of_words = job->room + room;
     for (int l = 0; l < MOST_LANES; l++) job->states[l] = LOWEST_STATE;
-    Py_BEGIN_ALLOW_THREADS
-    kernels->encode_codes(job);
-    Py_END_ALLOW_THREADS
-    Py_ssize_t words = job->end_of_words - job->words;
-    PyObject *data = PyBytes_FromStringAndSize(NULL, low_bytes + states + words);
-    if (data) {
-        char *to = PyBytes_AsString(data);
-        memcpy(to, memory, (size_t)low_bytes);
-        memcpy(to + low_bytes, job->states, (size_t)states);
-        memcpy(to + low_bytes + states, job->words, (size_t)words);
+    if (job->low_bits && job->room) {
+        Py_BEGIN_ALLOW_THREADS
+        kernels->encode_codes(job);
+        Py_END_ALLOW_THREADS
     }
-    free(memory);
+    if (!job->words) {
+        PyErr_NoMemory();
+    } else if ((data = PyBytes_FromStringAndSize(NULL, low_bytes + states + (job->end_of_words - job->words)))) {
+        char *to = PyBytes_AsString(data);
+        memcpy(to, job->low_bits, (size_t)low_bytes);
+        memcpy(to + low_bytes, job->states, (size_t)states);
+        memcpy(to + low_bytes + states, job->words, (size_t)(job->end_of_words - job->words));
+    }
+    free(job->low_bits);
+    free(job->room);
     return data;
 }
 

@@ -31,9 +31,11 @@ def every_class() -> Blocks:
 @needs_native
 @pytest.mark.parametrize("lanes", [1, 4, 16])
 @pytest.mark.parametrize("isa", SETS)
-def test_codes_of_every_class_are_the_twins(isa, lanes, monkeypatch):
+@pytest.mark.parametrize("far", [1.3, 1e6])  # all codes are the rarest then, and there are more words than usual
+def test_codes_of_every_class_are_the_twins(isa, lanes, far, monkeypatch):
     blocks = every_class()
-    x, scale = 1.3 * normal(int(blocks.sizes.sum())), np.ones(blocks.sizes.size, np.float32)
+    x = (far * normal(int(blocks.sizes.sum()))).astype(np.float32)
+    scale = np.ones(blocks.sizes.size, np.float32)
     with monkeypatch.context() as patch:
         patch.setattr("fedge.codecs.block_codes.kernels", None)
         data, products = encode_blocks(x, blocks, 7, lanes)
@@ -66,3 +68,19 @@ def test_words_that_end_early_or_go_on_are_refused(isa, lanes):
     finally:
         native.kernels.use_isa(SETS[0])
     assert not out.any()
+
+
+@needs_native
+def test_words_beyond_what_was_expected_find_room():
+    count, found = 12, []
+    blocks = blocks_of([4096] * count, [gaussian.SPLIT] * count)
+    x, out = np.full(4096 * count, 1e6, np.float32), np.zeros(4096 * count, np.float32)
+    for isa in SETS:
+        native.kernels.use_isa(isa)
+        try:
+            found.append(encode_blocks(x, blocks, 7, 16)[0])
+            decode_blocks(found[-1], blocks, np.ones(count, np.float32), 7, 16, None, out, None)
+        finally:
+            native.kernels.use_isa(SETS[0])
+    assert len(found[0]) > 1.4 * x.size  # 12 bits a code
+    assert set(found) == {found[0]}
