@@ -23,6 +23,7 @@ from fedge.codecs.twin import lane_product
 from fedge.errors import CodecError
 
 _REPLACE, _ADD_TO_FLOAT32, _ADD_TO_FLOAT64 = range(3)  # what the extension does with decoded coordinates
+_NO_RUNS = np.empty(0, np.int64)
 
 
 @dataclass(frozen=True, slots=True)
@@ -67,12 +68,18 @@ class Blocks:
         return inverse
 
 
-def energies(x: Vector, sizes: Ints) -> Doubles:
-    """Return the energy Σ x² of consecutive runs of ``sizes`` coordinates, float64, summed over 16 lanes."""
+def energies(x: Vector, sizes: Ints, more: Ints = _NO_RUNS) -> tuple[Doubles, Doubles]:
+    """Return the energy Σ x² of consecutive runs of ``sizes`` coordinates, float64, summed over 16 lanes; and of other
+    runs of the same coordinates, ``more``, without reading them from memory twice."""
+    if kernels is None:
+        return _energies(x, sizes), _energies(x, more)
+    found, others = np.empty(sizes.size), np.empty(more.size)
+    kernels.energies(x, sizes, found, more, others)
+    return found, others
+
+
+def _energies(x: Vector, sizes: Ints) -> Doubles:
     found = np.empty(sizes.size)
-    if kernels is not None:
-        kernels.energies(x, sizes, found)
-        return found
     start, edges = 0, np.flatnonzero(np.diff(sizes, prepend=-1, append=-1))
     with np.errstate(over="ignore", invalid="ignore"):
         for first, last in itertools.pairwise(edges.tolist()):

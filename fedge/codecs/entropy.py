@@ -99,10 +99,8 @@ class Prospect:
         return head + block_scales.size_bytes(self.levels.sizes.size)
 
 
-def prospect(x: Vector, chunks: Chunks) -> Prospect | None:
-    """Return what grouping the chunks of finite ``x`` would give; None if they are all of one class."""
-    sizes = chunks.sizes(x.size)
-    energy = energies(x, sizes)
+def prospect(chunks: Chunks, sizes: Ints, energy: Doubles) -> Prospect | None:
+    """Return what grouping chunks of these sizes and energies would give; None if they are all of one class."""
     classes = grouping.classes_of(energy, sizes)
     if (classes == classes[0]).all():
         return None
@@ -113,24 +111,26 @@ def prospect(x: Vector, chunks: Chunks) -> Prospect | None:
     return Prospect(sizes, classes, chunks, Levels(count[alive].astype(np.int64), levels, levels))
 
 
-def sketch(x: Vector) -> Sketch:
-    """Measure finite ``x``, float32 ``[n]``, n >= 32, to be sent as it is.
+def survey(x: Vector, chunks: Chunks) -> tuple[Sketch, Prospect | None]:
+    """Measure finite ``x``, float32 ``[n]``, n >= 32, to be sent as it is, and what grouping its chunks would give.
 
     Raises:
         CodecError: a coordinate that is not finite.
     """
-    return _sketch(x, None, b"", grouping.cut([x.size]))
+    cut, sizes = grouping.cut([x.size]), chunks.sizes(x.size)
+    energy, of_chunks = energies(x, cut.sizes, sizes)
+    return _sketch(x, None, b"", cut, energy), prospect(chunks, sizes, of_chunks)
 
 
 def regroup(plain: Sketch, to: Prospect) -> Sketch:
     """Return ``plain`` with its coordinates grouped."""
     order = grouping.order_of(to.classes, to.sizes)
     head = _CHUNKS.pack(to.chunks.length, to.chunks.phase) + grouping.pack_classes(to.classes)
-    return _sketch(plain.vector[order], order, head, grouping.cut(grouping.runs_of(to.classes, to.sizes)))
+    vector, cut = plain.vector[order], grouping.cut(grouping.runs_of(to.classes, to.sizes))
+    return _sketch(vector, order, head, cut, energies(vector, cut.sizes)[0])
 
 
-def _sketch(vector: Vector, order: Ints | None, head: bytes, cut: Cut) -> Sketch:
-    energy = energies(vector, cut.sizes)
+def _sketch(vector: Vector, order: Ints | None, head: bytes, cut: Cut, energy: Doubles) -> Sketch:
     if not np.isfinite(energy).all():
         check_finite(vector)
         raise CodecError("the vector changed while it was being encoded")
@@ -160,8 +160,9 @@ def encode_together(parts: Sequence[tuple[Vector, int, Chunks]], bits: float, mo
         CodecError: a coordinate that is not finite.
     """
     known = {i: write_raw(x) for i, (x, _, _) in enumerate(parts) if x.size < SMALLEST_ROTATED}
-    plain = {i: sketch(x) for i, (x, _, _) in enumerate(parts) if i not in known}
-    prospects = {i: found for i in plain if (found := prospect(parts[i][0], parts[i][2]))}
+    surveys = {i: survey(x, chunks) for i, (x, _, chunks) in enumerate(parts) if i not in known}
+    plain = {i: way for i, (way, _) in surveys.items()}
+    prospects = {i: found for i, (_, found) in surveys.items() if found}
     budget = bits * sum(way.vector.size for way in plain.values())
     hoped = Levels.joined([(prospects.get(i) or way).levels for i, way in plain.items()])
     at_slope = slope.solve(budget, [hoped])

@@ -58,7 +58,7 @@ class Levels:
         return cls(sizes, levels, np.concatenate([none, *(part.true for part in parts)]))
 
     def steps(self, slope: int | Ints) -> Ints:
-        """Return the steps at ``slope`` relative to the true σ_k; a row for each of several slopes, int64 ``[m, 1]``."""
+        """Return the steps at ``slope`` relative to the true σ_k; a row each for slopes ``[m, 1]``."""
         return _within(steps_of(slope, self.levels) + (self.levels - self.true), FINEST, COARSEST)
 
 

@@ -342,24 +342,48 @@ static PyObject *decode_codes(PyObject *Py_UNUSED(module), PyObject *args) {
     return PyBool_FromLong(sound);
 }
 
-PyDoc_STRVAR(energies_doc, "energies(x, sizes, found)\nWrite the energy of every run of `sizes` coordinates to `found`.");
+PyDoc_STRVAR(energies_doc,
+             "energies(x, sizes, found, more_sizes, more_found)\n"
+             "Write the energy of every run of `sizes` coordinates to `found`, and the same for other runs over the same\n"
+             "coordinates, each as soon as they are in the cache.");
+
+/* Whether runs cover no more than `left` coordinates. */
+static int runs_fit(const Py_buffer *sizes, const Py_buffer *found, Py_ssize_t left) {
+    const int64_t *size = sizes->buf;
+    for (Py_ssize_t k = 0; k < sizes->len / 8 && left >= 0; k++) left = size[k] < 0 || size[k] > left ? -1 : left - size[k];
+    return left >= 0 && found->len == sizes->len;
+}
+
+static void all_energies(const float *x, const Py_buffer *sizes, double *found, const Py_buffer *more, double *more_found) {
+    const int64_t *size = sizes->buf, *other = more->buf;
+    Py_ssize_t count = sizes->len / 8, others = more->len / 8, j = 0;
+    const float *y = x;
+    for (Py_ssize_t k = 0; k < count; k++) {
+        kernels->energies(x, size + k, 1, found + k);
+        x += size[k];
+        Py_ssize_t first = j;
+        const float *from = y;
+        while (j < others && other[j] <= x - y) y += other[j++];
+        kernels->energies(from, other + first, j - first, more_found + first);
+    }
+    kernels->energies(y, other + j, others - j, more_found + j);
+}
 
 static PyObject *energies(PyObject *Py_UNUSED(module), PyObject *args) {
-    Py_buffer x = {0}, sizes = {0}, found = {0};
-    if (!PyArg_ParseTuple(args, "y*y*w*", &x, &sizes, &found)) return NULL;
-    Py_ssize_t count = sizes.len / 8, left = x.len / 4;
-    const int64_t *size = sizes.buf;
-    for (Py_ssize_t k = 0; k < count && left >= 0; k++) left = size[k] < 0 || size[k] > left ? -1 : left - size[k];
-    if (left < 0 || found.len != sizes.len)
+    Py_buffer x = {0}, sizes = {0}, found = {0}, more = {0}, more_found = {0};
+    if (!PyArg_ParseTuple(args, "y*y*w*y*w*", &x, &sizes, &found, &more, &more_found)) return NULL;
+    if (!runs_fit(&sizes, &found, x.len / 4) || !runs_fit(&more, &more_found, x.len / 4))
         PyErr_SetString(PyExc_ValueError, "runs do not fit the vector");
     else {
         Py_BEGIN_ALLOW_THREADS
-        kernels->energies(x.buf, size, count, found.buf);
+        all_energies(x.buf, &sizes, found.buf, &more, more_found.buf);
         Py_END_ALLOW_THREADS
     }
     release(&x, 1);
     release(&sizes, 1);
     release(&found, 1);
+    release(&more, 1);
+    release(&more_found, 1);
     if (PyErr_Occurred()) return NULL;
     Py_RETURN_NONE;
 }
