@@ -85,6 +85,17 @@ class Plan(Model):
     uplink: UplinkSpec = UplinkSpec()
     downlink: DownlinkSpec = DownlinkSpec()
 
+    @model_validator(mode="after")
+    def _settings_agree(self) -> Self:
+        if self.uplink.has_memory and isinstance(self.algorithm, FedDyn):
+            raise ValueError(
+                "uplink.m22.error_feedback: feddyn is its own error feedback, and both together diverge; "
+                'leave it out, or set it to false or "auto"'
+            )
+        if self.uplink.codec == "m22" and self.aggregation.weights == "shrinkage":
+            raise ValueError('aggregation.weights: shrinkage needs an unbiased codec, got uplink.codec = "m22"')
+        return self
+
 
 def plan_from_toml(text: str, what: str = "plan") -> Plan:
     """Parse a plan.

@@ -65,7 +65,9 @@ MagnitudePoint = tuple[Annotated[int, Field(ge=1)], Magnitude]
 class M22Spec(Model):
     """How M22 quantizes, where it is the codec.
 
-    ``magnitude`` is the paper's M: a number, or points ``[[round, M], ..]`` with straight lines between them.
+    ``magnitude`` is the paper's M: a number, or points ``[[round, M], ..]`` with straight lines between them. With
+    "auto", devices have error feedback under algorithms that keep no duals, and ``amplitude`` is "guarded" with
+    feedback and "projection" without.
     """
 
     magnitude: Magnitude | Annotated[tuple[MagnitudePoint, ...], Field(min_length=1)] = Field(
@@ -73,8 +75,10 @@ class M22Spec(Model):
     )
     levels_bits: int = Field(default=0, ge=0, le=8, description="bits of sign and level; 0: predicted to lose least")
     family: Literal["auto", "gennorm", "weibull", "empirical"] = "auto"
-    amplitude: Literal["guarded", "projection", "designed"] = "guarded"
-    error_feedback: bool = Field(default=True, description="devices remember what was lost and add it to what follows")
+    amplitude: Literal["auto", "guarded", "projection", "designed"] = "auto"
+    error_feedback: bool | Literal["auto"] = Field(
+        default="auto", description="devices remember what was lost and add it to what follows; not under feddyn"
+    )
 
     @model_validator(mode="after")
     def _rounds_ascend(self) -> Self:
@@ -120,18 +124,25 @@ class UplinkSpec(Model):
         if self.codec != "m22":
             return {}
         m22 = self.m22
-        levels = {"levels_bits": m22.levels_bits} if m22.levels_bits else {}
-        return {"magnitude": m22.magnitude_at(1), "family": m22.family, "amplitude": m22.amplitude, **levels}
+        chosen: dict[str, Any] = {"levels_bits": m22.levels_bits} if m22.levels_bits else {}
+        chosen |= {} if m22.amplitude == "auto" else {"amplitude": m22.amplitude}
+        return {"magnitude": m22.magnitude_at(1), "family": m22.family, **chosen}
 
     @property
     def has_memory(self) -> bool:
         """Whether devices keep what the codec lost and add it to what they send next."""
-        return self.codec == "m22" and self.m22.error_feedback
+        return self.codec == "m22" and self.m22.error_feedback is True
 
-    def in_round(self, round_number: int, bits: float) -> Self:
-        """Return the spec as a device gets it: its own ``bits``, and the round's M."""
-        m22 = self.m22.model_copy(update={"magnitude": self.m22.magnitude_at(round_number)})
-        return self.model_copy(update={"bits": bits, "m22": m22})
+    def in_round(self, round_number: int, bits: float, algorithm: AlgorithmSpec) -> Self:
+        """Return the spec as a device gets it: its own ``bits``, the round's M, and nothing left to "auto"."""
+        if self.codec != "m22":
+            return self.model_copy(update={"bits": bits})
+        m22 = self.m22
+        keeps_duals = isinstance(algorithm, FedDyn)
+        feedback = not keeps_duals if m22.error_feedback == "auto" else m22.error_feedback
+        amplitude = ("guarded" if feedback else "projection") if m22.amplitude == "auto" else m22.amplitude
+        settled = {"magnitude": m22.magnitude_at(round_number), "error_feedback": feedback, "amplitude": amplitude}
+        return self.model_copy(update={"bits": bits, "m22": m22.model_copy(update=settled)})
 
 
 class DownlinkSpec(Model):

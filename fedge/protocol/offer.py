@@ -81,7 +81,7 @@ def assign(
         algorithm=plan.algorithm,
         relative_size=standing.relative_size,
         local=plan.local.model_copy(update={"learning_rate": learning_rate, "learning_rate_decay": 1.0}),
-        uplink=plan.uplink.in_round(round.number, uplink_bits),
+        uplink=plan.uplink.in_round(round.number, uplink_bits, plan.algorithm),
         downlink=plan.downlink.model_copy(update={"bits": downlink_bits}),
         seconds_left=max(0.0, round.opened_at + round.quota.max_seconds - now),
         dual_epoch=dual_epoch,

@@ -16,7 +16,7 @@ from device_app.durable import Disk
 from device_app.spool import Spool
 from device_app.trainer import Trainer
 from fedge.protocol.participant import Phase
-from schemas.specs import LocalSpec, UplinkSpec
+from schemas.specs import LocalSpec, M22Spec, UplinkSpec
 from tests.support.device import (
     Aggregator,
     agent_process,
@@ -58,12 +58,12 @@ class CutsOnce:
             raise PowerCut(name)
 
 
-M22_KINDS = ("state", "download", "update", "dual", "loss", "memory")
+KINDS = ("state", "download", "update", "dual", "loss", "memory")
+# Feedback beside duals is no plan that a person may write; here it has both files settle together.
+M22 = UplinkSpec(codec="m22", m22=M22Spec(error_feedback=True))
 
 
-@pytest.mark.parametrize(
-    ("uplink", "kinds"), [(UplinkSpec(), M22_KINDS[:4]), (UplinkSpec(codec="m22"), M22_KINDS)], ids=["eden", "m22"]
-)
+@pytest.mark.parametrize(("uplink", "kinds"), [(UplinkSpec(), KINDS[:4]), (M22, KINDS)], ids=["eden", "m22"])
 async def test_a_power_cut_at_any_durable_step_loses_nothing_and_counts_nothing_twice(tmp_path, trainer, uplink, kinds):
     layout = wisdm_layout()
     async with Aggregator(layout, uplink=uplink).serving() as aggregator:

@@ -24,7 +24,7 @@ INLINE __m128i half(const uint8_t *from) { return _mm_loadu_si128((const __m128i
 
 INLINE __m256i whole(const void *from) { return _mm256_loadu_si256((const __m256i *)from); }
 
-INLINE __m256i twice(const uint8_t *from) { return _mm256_broadcastsi128_si256(half(from)); }
+INLINE __m256i both_halves(const uint8_t *from) { return _mm256_broadcastsi128_si256(half(from)); }
 
 /* ---- encoding ----------------------------------------------------------------------------------------------- */
 
@@ -52,9 +52,9 @@ ISA static void make_planes(Planes *planes, const uint32_t *table) {
 INLINE void look_up_32(const Planes *planes, const __m256i *index, int quarters, __m256i *found) {
     __m256i byte[4];
     UNROLL for (int p = 0; p < 4; p++) {
-        byte[p] = _mm256_shuffle_epi8(twice(planes->byte[p][0]), index[0]);
+        byte[p] = _mm256_shuffle_epi8(both_halves(planes->byte[p][0]), index[0]);
         UNROLL for (int q = 1; q < quarters; q++)
-            byte[p] = _mm256_xor_si256(byte[p], _mm256_shuffle_epi8(twice(planes->byte[p][q]), index[q]));
+            byte[p] = _mm256_xor_si256(byte[p], _mm256_shuffle_epi8(both_halves(planes->byte[p][q]), index[q]));
     }
     __m256i low[2] = {_mm256_unpacklo_epi8(byte[0], byte[1]), _mm256_unpackhi_epi8(byte[0], byte[1])};
     __m256i high[2] = {_mm256_unpacklo_epi8(byte[2], byte[3]), _mm256_unpackhi_epi8(byte[2], byte[3])};
@@ -150,7 +150,7 @@ ISA static void begin_decoding_rows(Rows *rows) {
 INLINE __m256i refill(const Rows *rows, __m256i x, const uint8_t **from) {
     __m256i low = _mm256_cmpgt_epi32(_mm256_set1_epi32(LOWEST_STATE), x);
     uint32_t lanes = (uint32_t)_mm256_movemask_ps(_mm256_castsi256_ps(low));
-    __m256i words = _mm256_shuffle_epi8(twice(*from), whole(rows->from_the_start[lanes]));
+    __m256i words = _mm256_shuffle_epi8(both_halves(*from), whole(rows->from_the_start[lanes]));
     *from += 2 * __builtin_popcount(lanes);
     return _mm256_or_si256(_mm256_blendv_epi8(x, _mm256_slli_epi32(x, 16), low), words);
 }

@@ -96,7 +96,7 @@ def encode_together(parts: Sequence[Part], settings: Settings, most_bytes: int) 
     candidates = gather(vectors, found, 1.15 * max(plan.kept for plan in plans[:2]) + 64)
     if candidates.count == 0:
         return [nothing(x.size, 0.0).to_bytes() for x in vectors]
-    sums = [float(energies(x, np.array([x.size]))[0]) for x in vectors]
+    sums = [float(energies(x, np.array([x.size]))[0][0]) for x in vectors]
     found_laws = laws(vectors, settings.family)
     best: list[Kept] = []
     lost = np.inf

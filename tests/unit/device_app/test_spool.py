@@ -14,7 +14,7 @@ from fedge.layout import Kind, Layout, TensorSpec
 from fedge.protocol.participant import Participant, Pending, Phase
 from fedge.update import encode_update, uplink
 from schemas.messages import Assignment, Outcome, Receipt, UpdateHeader
-from schemas.specs import DownlinkSpec, LocalSpec, UplinkSpec
+from schemas.specs import DownlinkSpec, LocalSpec, M22Spec, UplinkSpec
 from schemas.specs import FedDyn as FedDynSpec
 
 LAYOUT = Layout.of([TensorSpec("w", (80, 64), Kind.WEIGHT), TensorSpec("b", (64,), Kind.RAW)])
@@ -173,7 +173,7 @@ def test_forgetting_leaves_what_the_state_names(spool):
     assert sorted(path.name for path in spool.folder.iterdir()) == ["download-run-1-3", "dual-run-1-2-3.f64", "state"]
 
 
-M22 = ASSIGNMENT.model_copy(update={"uplink": UplinkSpec(codec="m22")})
+M22 = ASSIGNMENT.model_copy(update={"uplink": UplinkSpec(codec="m22", m22=M22Spec(error_feedback=True))})
 OWED = PENDING.model_copy(update={"assignment": M22})
 LOSS = np.cos(np.arange(LAYOUT.size, dtype=np.float32))
 

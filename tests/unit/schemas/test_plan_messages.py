@@ -26,6 +26,34 @@ def test_a_plan_needs_a_task_and_a_number_of_rounds_only() -> None:
     assert plan.aggregation.weights == "plain"
 
 
+M22 = '[uplink]\ncodec = "m22"\n[uplink.m22]\n'
+FEDAVG = FedAvg(name="fedavg")
+
+
+@pytest.mark.parametrize(
+    ("number", "magnitude"), [(1, 4.0), (2, 4.0), (7, 2.5), (12, 1.0), (13, 0.5), (14, 0.0), (99, 0.0)]
+)
+def test_the_magnitude_of_m22_goes_straight_from_point_to_point(number: int, magnitude: float) -> None:
+    uplink = plan_from_toml(LEAST + M22 + "magnitude = [[2, 4], [12, 1], [14, 0]]\n").uplink
+    assert uplink.in_round(number, 0.5, FEDAVG).codec_options["magnitude"] == magnitude
+
+
+@pytest.mark.parametrize(
+    ("text", "algorithm", "feedback", "amplitude"),
+    [
+        ("", FEDAVG, True, "guarded"),
+        ("", FedDyn(name="feddyn"), False, "projection"),
+        ("error_feedback = false\n", FEDAVG, False, "projection"),
+        ('amplitude = "designed"\n', FEDAVG, True, "designed"),
+    ],
+)
+def test_a_device_is_told_whether_to_remember_and_how_long_estimates_are(
+    text: str, algorithm: FedAvg | FedDyn, feedback: bool, amplitude: str
+) -> None:
+    given = plan_from_toml(LEAST + M22 + text).uplink.in_round(1, 1.0, algorithm)
+    assert (given.has_memory, given.codec_options["amplitude"]) == (feedback, amplitude)
+
+
 def test_updates_follow_the_cohort_where_they_are_left_out() -> None:
     updates = plan_from_toml(LEAST + "[cohort]\ndevices = 4\n").cohort.updates
     assert (updates.min, updates.max) == (3, 4)
@@ -43,7 +71,7 @@ def test_updates_follow_the_cohort_where_they_are_left_out() -> None:
         (LEAST + "[algorithm]\nalpha = 0.1\n", "algorithm.name: missing"),
         (
             LEAST + '[uplink]\ncodec = "edn"\n',
-            "codec: should be 'eden' or 'none', got 'edn'; did you mean 'eden'?",
+            "codec: should be 'eden', 'm22' or 'none', got 'edn'; did you mean 'eden'?",
         ),
         (LEAST + "[uplink]\nbits = 9\n", "uplink.bits: should be less than or equal to 8, got 9"),
         (
@@ -62,6 +90,15 @@ def test_updates_follow_the_cohort_where_they_are_left_out() -> None:
         (LEAST + "[cohort]\ndevices = 4\nupdates = {min = 2, max = 9}\n", "got 9 updates from 4 devices"),
         (LEAST + "[cohort]\nseconds = {min = 9, max = 3}\n", "got 9.0 > 3.0"),
         (LEAST + "rounds = 4\n", "not valid TOML"),
+        (LEAST + "[uplink.m22]\nmagnitude = 2\n", 'settings of m22 need codec = "m22", got codec = "eden"'),
+        (LEAST + M22 + "magnitude = [[5, 1], [2, 0]]\n", "the rounds of magnitude must ascend, got [5, 2]"),
+        (LEAST + M22 + "magnitude = []\n", "magnitude"),
+        (LEAST + M22 + "magnitud = 1\n", "uplink.m22.magnitud: unknown key; did you mean 'magnitude'?"),
+        (LEAST + M22 + "error_feedback = true\n", "feddyn is its own error feedback"),
+        (
+            LEAST + '[uplink]\ncodec = "m22"\n[aggregation]\nweights = "shrinkage"\n',
+            'shrinkage needs an unbiased codec, got uplink.codec = "m22"',
+        ),
     ],
 )
 def test_a_fault_names_its_key_and_what_was_expected(text: str, message: str) -> None:
