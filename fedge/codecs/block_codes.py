@@ -8,7 +8,7 @@ from __future__ import annotations
 import functools
 import itertools
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from typing import Any
 
 import numpy as np
@@ -46,6 +46,12 @@ class Blocks:
         stops = np.cumsum(self.sizes)
         for k in np.flatnonzero(self.sigma > 0):
             yield int(k), slice(int(stops[k] - self.sizes[k]), int(stops[k]))
+
+    @classmethod
+    def joined(cls, first: Blocks, second: Blocks) -> Blocks:
+        """Return the blocks of both, those of ``first`` before those of ``second``."""
+        pairs = ((getattr(first, part.name), getattr(second, part.name)) for part in fields(cls))
+        return cls(*(np.concatenate(pair) for pair in pairs))
 
     @property
     def shift(self) -> Ints:

@@ -151,7 +151,7 @@ class Eden:
             CodecError: if ``data`` is not a payload of this size and rate, or the mask does not fit.
         """
         self.check(data, size)
-        if data[0] == entropy.VERSION:
+        if data[0] in entropy.VERSIONS:
             return entropy.read(data, size, seed % _SEEDS, None if received is None else as_mask(received, size))
         shape, mask = self._checked(data, size, received)
         if kernels is None:
@@ -177,7 +177,7 @@ class Eden:
         """
         self.check(data, size)
         check_sum(weight, out, size)
-        if data[0] == entropy.VERSION:
+        if data[0] in entropy.VERSIONS:
             mask = None if received is None else as_mask(received, size)
             return entropy.add(data, size, seed % _SEEDS, mask, weight, out)
         shape, mask = self._checked(data, size, received)
@@ -198,7 +198,7 @@ class Eden:
         so short that it could not hold a scale for each block.
         """
         check_size(size)
-        if data[:1] == bytes([entropy.VERSION]):
+        if data and data[0] in entropy.VERSIONS:
             least, most = entropy.least_bytes(size), MOST_BYTES_OF_ONE * size + SLACK_BYTES
             if not least <= len(data) <= most:
                 raise CodecError(f"expected {least} to {most} bytes for {size} coordinates, got {len(data)}")
@@ -212,7 +212,7 @@ class Eden:
         """Return the payload's shape and the mask in block order; :class:`CodecError` if anything does not fit."""
         shape = self._plan_of(data, size)
         if data[0] != shape.version:
-            *known, last = sorted((entropy.VERSION, *versions(self.bits, size)))
+            *known, last = sorted((*entropy.VERSIONS, *versions(self.bits, size)))
             one_of = f"{', '.join(map(str, known))} or {last}"
             raise CodecError(f"expected EDEN payload version {one_of}, got {data[0]}")
         _check_numbers(data, shape)
@@ -232,7 +232,7 @@ class Eden:
         Raises:
             CodecError: an entropy-coded payload that cannot be taken apart.
         """
-        if data[:1] == bytes([entropy.VERSION]):
+        if data and data[0] in entropy.VERSIONS:
             return entropy.error(data, size)
         shape = self._plan_of(data, size)
         full = _run_error(shape.full_run, BLOCK) if shape.blocks else 0.0

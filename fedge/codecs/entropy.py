@@ -1,42 +1,46 @@
-"""EDEN with entropy-coded levels and rates by equal slope: the payload of version 2, both ends.
+"""EDEN with entropy-coded levels and rates by equal slope: payloads of versions 2 and 5, both ends.
 
 Every block is rotated (``rotation.py``), its coordinates y/σ are rounded to multiples of a step s (``gaussian.py``),
 and the multiples travel through a range coder with the frequencies of a Gaussian (``rans.py``). How fine each block's
 step is follows from its scale σ and one number for all of them, the slope (``slope.py``). Where it pays, coordinates of
-like energy are brought together first (``grouping.py``).
+like energy are brought together first (``grouping.py``). Where a few products of a column and a row say much of a
+matrix, they travel before it, and all of this is done to the rest (``factors.py``).
 
     k = round(y/(σ s)),    x_hat = S · R^-1·k,    S = ||y||²/<y, k>,    E[x_hat] = x
 
 Layout, little-endian, of n coordinates:
 
-    version u8 = 2
+    version u8 = 2; 5 with factors
     x f32 × n                                               if n < 32; nothing else then
-    flags u8      bits 0, 1: 0, 1 or 2 for 1, 4 or 16 lanes; bit 2: grouped; the others 0
+    flags u8      bits 0, 1: 0, 1 or 2 for 1, 4 or 16 lanes; bit 2: grouped, always in version 5; the others 0
     slope i16     in 1/2048 octave, relative to the largest σ
     length u16 | phase u16 | classes of the chunks          if grouped (``grouping.py``)
+    rank u8 | slope i16 | scales                            in version 5 (``factors.py``)
     scales        top f32, then per block c u8 | f u8 (``block_scales.py``)
     low bits      per block that has them, packed (``packing.py``), filled up to whole bytes
     high parts    states u32, then words u16 (``rans.py``)
 
-How blocks are cut follows from n or from the classes, and from there on blocks come in that order. A block whose scale
-is zero has neither low bits nor codes.
+How blocks are cut follows from n or from the classes, and from there on blocks come in that order, after those of
+factors, which have the first block numbers. A block whose scale is zero has neither low bits nor codes.
 
 ``received`` masks follow the blocks: entry i is the i-th rotated coordinate if all blocks are laid end to end, those of
-zeros too (the i-th coordinate if n < 32).
+zeros too (the i-th coordinate if n < 32). What factors say is not among them, and always there.
 """
 
 from __future__ import annotations
 
+import itertools
 import math
 import struct
-from collections.abc import Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
 
 from fedge.codecs import block_scales, gaussian, grouping, slope
-from fedge.codecs.base import Mask, Sum, Vector, add_weighted, check_finite, drop_and_rescale
+from fedge.codecs.base import LARGEST, Mask, Sum, Vector, add_weighted, check_finite, drop_and_rescale
 from fedge.codecs.block_codes import Blocks, decode_blocks, encode_blocks, energies
+from fedge.codecs.factors import Factors, Search, levels_of, predict, read_factors, shape_of
 from fedge.codecs.gaussian import UNITS, Doubles, Ints
 from fedge.codecs.grouping import Chunks, Cut
 from fedge.codecs.plan import SMALLEST_ROTATED
@@ -44,22 +48,48 @@ from fedge.codecs.rotation import BLOCK
 from fedge.codecs.slope import Levels
 from fedge.errors import CodecError
 
-VERSION = 2
+VERSION, FACTORED_VERSION = VERSIONS = 2, 5
 _HEAD = struct.Struct("<BBh")
 _CHUNKS = struct.Struct("<HH")
 _LANES = (1, 4, 16)
 _LANES_FROM_BYTES = (0, 4096, 65_536)
 _GROUPED = 4
-WORTH_GROUPING = 0.97
+_PASSES = 3  # of looking for factors, each at the slope that those of the last have left
+WORTH_GROUPING, WORTH_FACTORS = 0.97, 0.98
+
+
+@dataclass(frozen=True, slots=True)
+class Lead:
+    """Factors that travel with a vector, ``numbers`` what of them is coded, and the classes of its chunks."""
+
+    factors: Factors
+    numbers: Vector
+    classes: Ints
+
+
+@dataclass(frozen=True, slots=True)
+class Subject:
+    """What is encoded: a vector, or what a ``lead`` leaves of it."""
+
+    vector: Vector
+    chunks: Chunks
+    lead: Lead | None = None
+
+    def head(self, classes: Ints) -> bytes:
+        """Return what says how coordinates are grouped and which factors there are."""
+        chunks = _CHUNKS.pack(self.chunks.length, self.chunks.phase)
+        return chunks + grouping.pack_classes(classes) + (self.lead.factors.pack() if self.lead else b"")
 
 
 @dataclass(frozen=True, slots=True)
 class Sketch:
-    """A vector measured and cut up, before its rates are known.
+    """A subject measured and cut up, before its rates are known.
 
-    ``order`` is which coordinate travels at which place, None if they travel as they are; ``head`` what says so.
+    ``vector`` is in sending order; ``order`` is which coordinate travels at which place, None if they travel as they
+    are; ``head`` what says so.
     """
 
+    subject: Subject
     vector: Vector
     order: Ints | None
     head: bytes
@@ -82,6 +112,11 @@ class Sketch:
         """What travels beside codes and states."""
         return _HEAD.size + len(self.head) + block_scales.size_bytes(self.coarse.size)
 
+    @property
+    def factor_bits(self) -> float:
+        """What the codes of factors are expected to take."""
+        return self.subject.lead.factors.code_bits if self.subject.lead else 0.0
+
 
 @dataclass(frozen=True, slots=True)
 class Prospect:
@@ -99,44 +134,49 @@ class Prospect:
         return head + block_scales.size_bytes(self.levels.sizes.size)
 
 
-def prospect(chunks: Chunks, sizes: Ints, energy: Doubles) -> Prospect | None:
+def _chunk_levels(subject: Subject) -> Levels:
+    sizes = subject.chunks.sizes(subject.vector.size)
+    return levels_of(energies(subject.vector, sizes)[0], sizes)
+
+
+def prospect(subject: Subject, sizes: Ints, energy: Doubles) -> Prospect | None:
     """Return what grouping chunks of these sizes and energies would give; None if they are all of one class."""
-    classes = grouping.classes_of(energy, sizes)
-    if (classes == classes[0]).all():
+    classes = subject.lead.classes if subject.lead else grouping.classes_of(energy, sizes)
+    if not subject.lead and (classes == classes[0]).all():
         return None
     count = np.bincount(classes, weights=sizes.astype(np.float64))
     total = np.bincount(classes, weights=energy)
     alive = total > 0
     levels = np.rint(UNITS / 2 * np.log2(total[alive] / count[alive])).astype(np.int64)
-    return Prospect(sizes, classes, chunks, Levels(count[alive].astype(np.int64), levels, levels))
+    return Prospect(sizes, classes, subject.chunks, Levels(count[alive].astype(np.int64), levels, levels))
 
 
-def survey(x: Vector, chunks: Chunks) -> tuple[Sketch, Prospect | None]:
-    """Measure finite ``x``, float32 ``[n]``, n >= 32, to be sent as it is, and what grouping its chunks would give.
+def survey(of: Subject) -> tuple[Sketch, Prospect | None]:
+    """Measure a finite vector, float32 ``[n]``, n >= 32, to be sent as it is, and what grouping its chunks would give.
 
     Raises:
         CodecError: a coordinate that is not finite.
     """
-    cut, sizes = grouping.cut([x.size]), chunks.sizes(x.size)
-    energy, of_chunks = energies(x, cut.sizes, sizes)
-    return _sketch(x, None, b"", cut, energy), prospect(chunks, sizes, of_chunks)
+    cut, sizes = grouping.cut([of.vector.size]), of.chunks.sizes(of.vector.size)
+    energy, of_chunks = energies(of.vector, cut.sizes, sizes)
+    return _sketch(of, of.vector, None, None, cut, energy), prospect(of, sizes, of_chunks)
 
 
-def regroup(plain: Sketch, to: Prospect) -> Sketch:
-    """Return ``plain`` with its coordinates grouped."""
-    order = grouping.order_of(to.classes, to.sizes)
-    head = _CHUNKS.pack(to.chunks.length, to.chunks.phase) + grouping.pack_classes(to.classes)
-    vector, cut = plain.vector[order], grouping.cut(grouping.runs_of(to.classes, to.sizes))
-    return _sketch(vector, order, head, cut, energies(vector, cut.sizes)[0])
+def regroup(of: Subject, to: Prospect) -> Sketch:
+    """Measure a vector to be sent with its coordinates grouped."""
+    order, runs = grouping.order_of(to.classes, to.sizes), grouping.runs_of(to.classes, to.sizes)
+    vector, cut = of.vector[order], grouping.cut(runs)
+    return _sketch(of, vector, order, to.classes, cut, energies(vector, cut.sizes)[0])
 
 
-def _sketch(vector: Vector, order: Ints | None, head: bytes, cut: Cut, energy: Doubles) -> Sketch:
+def _sketch(of: Subject, vector: Vector, order: Ints | None, classes: Ints | None, cut: Cut, energy: Doubles) -> Sketch:
     if not np.isfinite(energy).all():
         check_finite(vector)
         raise CodecError("the vector changed while it was being encoded")
     top, coarse = block_scales.coarse(energy, cut.sizes)
     reference = round(UNITS * math.log2(top)) if top > 0 else 0
-    return Sketch(vector, order, head, cut, energy, top, coarse, reference)
+    head = b"" if classes is None else of.head(classes)
+    return Sketch(of, vector, order, head, cut, energy, top, coarse, reference)
 
 
 def _worth_grouping(plain: Sketch, grouped: Prospect, at_slope: int) -> bool:
@@ -160,23 +200,77 @@ def encode_together(parts: Sequence[tuple[Vector, int, Chunks]], bits: float, mo
         CodecError: a coordinate that is not finite.
     """
     known = {i: write_raw(x) for i, (x, _, _) in enumerate(parts) if x.size < SMALLEST_ROTATED}
-    surveys = {i: survey(x, chunks) for i, (x, _, chunks) in enumerate(parts) if i not in known}
+    subjects = {i: Subject(x, chunks) for i, (x, _, chunks) in enumerate(parts) if i not in known}
+    seeds, room = [seed for _, seed, _ in parts], most_bytes - sum(map(len, known.values()))
+    budget = bits * sum(subject.vector.size for subject in subjects.values())
+    surveys = {i: survey(subject) for i, subject in subjects.items()}
     plain = {i: way for i, (way, _) in surveys.items()}
     prospects = {i: found for i, (_, found) in surveys.items() if found}
-    budget = bits * sum(way.vector.size for way in plain.values())
     hoped = Levels.joined([(prospects.get(i) or way).levels for i, way in plain.items()])
     at_slope = slope.solve(budget, [hoped])
     worth = {i: to for i, to in prospects.items() if _worth_grouping(plain[i], to, at_slope)}
-    seeds, room = [seed for _, seed, _ in parts], most_bytes - sum(map(len, known.values()))
-    choices = [_Choice.of(plain, budget)]
-    if worth:
-        grouped = plain | {i: regroup(plain[i], to) for i, to in worth.items()}
-        extra = sum(grouped[i].side_bytes - plain[i].side_bytes for i in worth)
-        choices.append(_Choice.of(grouped, budget - 8 * extra))
-    for choice in sorted(choices, key=lambda choice: choice.error):
+    led = _led(subjects, budget, at_slope, slope.error_at(at_slope, hoped), seeds)
+    for choice in itertools.chain(_with_leads(led, plain, worth, budget), _without(plain, worth, budget)):
         if (written := _write_within(room, choice, seeds)) is not None:
             return [(known | written)[i] for i in range(len(parts))]
-    raise CodecError(f"expected room for {len(plain)} vectors at the coarsest steps, got {room} bytes")
+    raise CodecError(f"expected room for {len(subjects)} vectors at the coarsest steps, got {room} bytes")
+
+
+def _with_leads(
+    led: Mapping[int, Subject], plain: Mapping[int, Sketch], worth: Mapping[int, Prospect], budget: float
+) -> Iterator[_Choice]:
+    """Yield the way to send vectors after what leads them, if there is one."""
+    if led:
+        grouped = {i: regroup(plain[i].subject, to) for i, to in worth.items() if i not in led}
+        after = {i: regroup(subject, to) for i, subject in led.items() if (to := survey(subject)[1])}
+        yield _Choice.of({**plain, **grouped, **after}, budget)
+
+
+def _without(plain: Mapping[int, Sketch], worth: Mapping[int, Prospect], budget: float) -> Iterator[_Choice]:
+    """Yield the ways to send vectors as they are and grouped, the better one first."""
+    choices = [_Choice.of(plain, budget)]
+    if worth:
+        grouped = {i: regroup(plain[i].subject, to) for i, to in worth.items()}
+        choices.append(_Choice.of({**plain, **grouped}, budget))
+    yield from sorted(choices, key=lambda choice: choice.error)
+
+
+def _left_for_codes(budget: float, ways: Mapping[int, Sketch]) -> float:
+    """Return what is left of ``budget`` when grouping and factors have been paid."""
+    extra = sum(way.side_bytes - side_bytes(way.vector.size) for way in ways.values())
+    return budget - 8 * extra - sum(way.factor_bits for way in ways.values())
+
+
+def _led(
+    subjects: Mapping[int, Subject], budget: float, at_slope: int, error: float, seeds: Sequence[int]
+) -> dict[int, Subject]:
+    """Return those of ``subjects`` that have factors worth their bits, as what these leave of them; none if all of them
+    would not save 2 % of ``error``, which is expected at ``at_slope`` without."""
+    shapes = {i: shape_of(subject.chunks, subject.vector.size) for i, subject in subjects.items()}
+    searches = {i: Search(subjects[i].vector, subjects[i].chunks, shape) for i, shape in shapes.items() if shape}
+    others = [_chunk_levels(subject) for i, subject in subjects.items() if i not in searches]
+    for _ in range(_PASSES):
+        for search in searches.values():
+            search.extend(at_slope)
+        if not any(search.rank for search in searches.values()):
+            return {}
+        spent = sum(search.bits for search in searches.values())
+        levels = Levels.joined([*(search.levels for search in searches.values()), *others])
+        last, at_slope = at_slope, slope.solve(budget - spent, [levels])
+        if at_slope > last - UNITS // 16:
+            break
+    if slope.error_at(at_slope, levels) > WORTH_FACTORS * error:
+        return {}
+    led = {}
+    for i, search in searches.items():
+        classes = grouping.classes_of(search.energy, search.sizes)
+        if found := search.factors(at_slope, classes):
+            rest = subjects[i].vector.copy()
+            with np.errstate(over="ignore"):
+                rest[search.shape.where] -= predict(*found, seeds[i])
+            if np.isfinite(rest).all():
+                led[i] = Subject(rest, subjects[i].chunks, Lead(*found, classes))
+    return led
 
 
 @dataclass(frozen=True, slots=True)
@@ -184,14 +278,15 @@ class _Choice:
     """One way to send an update. At the lowest rates, to say of which class each chunk is may take more than there is,
     so what grouping gives is compared once more when all of it is known."""
 
-    ways: dict[int, Sketch]
+    ways: Mapping[int, Sketch]
     budget: float
     at_slope: int
     error: float  # that is expected; inf if the codes cannot have so few bits
 
     @classmethod
-    def of(cls, ways: dict[int, Sketch], budget: float) -> _Choice:
-        """Return ``ways`` with ``budget`` bits for codes."""
+    def of(cls, ways: Mapping[int, Sketch], budget: float) -> _Choice:
+        """Return ``ways`` with ``budget`` bits for codes, and for what grouping and factors need beside them."""
+        budget = _left_for_codes(budget, ways)
         levels = Levels.joined([way.levels for way in ways.values()])
         at_slope = slope.solve(budget, [levels])
         fits = slope.bits_at(at_slope, [levels]) <= budget
@@ -239,11 +334,18 @@ def _lanes_for(code_bytes: float) -> tuple[int, int]:
 def write(sketch: Sketch, at_slope: int, seed: int) -> bytes:
     """Return the payload of ``sketch`` with steps by ``at_slope``, an absolute slope."""
     relative = min(max(at_slope - sketch.reference, -(1 << 15)), (1 << 15) - 1)
-    blocks = _blocks(sketch.cut, float(sketch.top), sketch.coarse, relative)
-    expected = slope.bits_at(relative + sketch.reference, [sketch.levels]) / 8
+    lead = sketch.subject.lead
+    factors = lead.factors if lead else None
+    blocks = _blocks(sketch.cut, float(sketch.top), sketch.coarse, relative, factors)
+    expected = (slope.bits_at(relative + sketch.reference, [sketch.levels]) + sketch.factor_bits) / 8
     index, lanes = _lanes_for(expected)
-    head = _HEAD.pack(VERSION, index | (_GROUPED if sketch.order is not None else 0), relative)
-    codes, products = encode_blocks(sketch.vector, blocks, seed, lanes)
+    flags = index | (_GROUPED if sketch.order is not None else 0)
+    head = _HEAD.pack(FACTORED_VERSION if lead else VERSION, flags, relative)
+    vector, coded = sketch.vector, blocks
+    if lead:
+        vector, coded = np.concatenate([lead.numbers, vector]), Blocks.joined(lead.factors.blocks, blocks)
+    codes, products = encode_blocks(vector, coded, seed, lanes)
+    products = products[products.size - blocks.sizes.size :]
     fine = block_scales.fine(sketch.energy, products, sketch.cut.sizes, blocks.sigma, blocks.steps, seed)
     return head + sketch.head + block_scales.pack(sketch.top, sketch.coarse, fine) + codes
 
@@ -258,12 +360,13 @@ def write_raw(x: Vector) -> bytes:
     return bytes([VERSION]) + x.astype("<f4").tobytes()
 
 
-def _blocks(cut: Cut, top: float, coarse: Ints, relative: int) -> Blocks:
+def _blocks(cut: Cut, top: float, coarse: Ints, relative: int, factors: Factors | None) -> Blocks:
     """Return how each block that is not zero is coded; both ends compute it from the same integers."""
     sigma = block_scales.sigma_of(top, coarse)
     steps = slope.steps_of(relative, -block_scales.octaves_below(coarse))
     low = gaussian.low_bits(steps)
-    return Blocks(cut.sizes, cut.numbers, sigma, steps, low, gaussian.class_of(steps, low))
+    numbers = cut.numbers + (factors.numbers if factors else 0)
+    return Blocks(cut.sizes, numbers, sigma, steps, low, gaussian.class_of(steps, low))
 
 
 @dataclass(frozen=True, slots=True)
@@ -271,7 +374,8 @@ class Parsed:
     """A payload taken apart: everything but the codes."""
 
     order: Ints | None
-    blocks: Blocks
+    factors: Factors | None
+    blocks: Blocks  # but those of factors
     multiplier: Vector  # what decoded multiples are worth, one a block
     lanes: int
     start: int  # of the low bits
@@ -285,25 +389,30 @@ def parse(data: bytes, size: int) -> Parsed:
     """
     if len(data) < _HEAD.size:
         raise CodecError(f"expected at least {_HEAD.size} bytes for {size} coordinates, got {len(data)}")
-    _, flags, relative = _HEAD.unpack_from(data)
-    if flags & ~(_GROUPED | 3) or flags & 3 >= len(_LANES):
+    version, flags, relative = _HEAD.unpack_from(data)
+    if flags & ~(_GROUPED | 3) or flags & 3 >= len(_LANES) or (version == FACTORED_VERSION and not flags & _GROUPED):
         raise CodecError(f"expected flags of 1, 4 or 16 lanes, grouped or not, got {flags:#x}")
-    order, cut, start = _read_order(data, size) if flags & _GROUPED else (None, grouping.cut([size]), _HEAD.size)
+    order, cut, factors, start = None, grouping.cut([size]), None, _HEAD.size
+    if flags & _GROUPED:
+        chunks, classes, start = _read_classes(data, size)
+        sizes = chunks.sizes(size)
+        order, cut = grouping.order_of(classes, sizes), grouping.cut(grouping.runs_of(classes, sizes))
+        if version == FACTORED_VERSION:
+            factors, start = read_factors(data, start, shape_of(chunks, size), classes)
     count = cut.sizes.size
     top, coarse, fine = block_scales.read(data, count, start)
-    blocks = _blocks(cut, top, coarse, relative)
+    blocks = _blocks(cut, top, coarse, relative, factors)
     multiplier = block_scales.multipliers(blocks.sigma, blocks.steps, cut.sizes, fine)
-    return Parsed(order, blocks, multiplier, _LANES[flags & 3], start + block_scales.size_bytes(count))
+    return Parsed(order, factors, blocks, multiplier, _LANES[flags & 3], start + block_scales.size_bytes(count))
 
 
-def _read_order(data: bytes, size: int) -> tuple[Ints, Cut, int]:
+def _read_classes(data: bytes, size: int) -> tuple[Chunks, Ints, int]:
     start = _HEAD.size + _CHUNKS.size
     if len(data) < start:
         raise CodecError(f"expected the chunks of {size} coordinates, got {len(data)} bytes")
     chunks = Chunks(*_CHUNKS.unpack_from(data, _HEAD.size))
-    sizes = chunks.sizes(size)
-    classes, taken = grouping.unpack_classes(np.frombuffer(data, np.uint8, -1, start), sizes.size)
-    return grouping.order_of(classes, sizes), grouping.cut(grouping.runs_of(classes, sizes)), start + taken
+    classes, taken = grouping.unpack_classes(np.frombuffer(data, np.uint8, -1, start), chunks.sizes(size).size)
+    return chunks, classes, start + taken
 
 
 def read(data: bytes, size: int, seed: int, received: Mask | None) -> Vector:
@@ -314,13 +423,23 @@ def read(data: bytes, size: int, seed: int, received: Mask | None) -> Vector:
     """
     if size < SMALLEST_ROTATED:
         return _read_raw(data, size, received)
-    parsed, x = parse(data, size), np.zeros(size, np.float32)
-    decode_blocks(data[parsed.start :], parsed.blocks, parsed.multiplier, seed, parsed.lanes, received, x, None)
-    if parsed.order is None:
-        return x
-    out = np.empty_like(x)
-    out[parsed.order] = x
-    return out
+    parsed = parse(data, size)
+    blocks, multiplier, factors, ahead = parsed.blocks, parsed.multiplier, parsed.factors, 0
+    if factors:
+        ahead = factors.form.size
+        blocks = Blocks.joined(factors.blocks, blocks)
+        multiplier = np.concatenate([factors.multiplier, multiplier])
+        received = None if received is None else np.concatenate([np.ones(ahead, np.bool_), received])
+    all_of_it = np.zeros(ahead + size, np.float32)
+    decode_blocks(data[parsed.start :], blocks, multiplier, seed, parsed.lanes, received, all_of_it, None)
+    x = all_of_it[ahead:]
+    if parsed.order is not None:
+        x = np.empty_like(x)
+        x[parsed.order] = all_of_it[ahead:]
+    if factors:
+        there = factors.form.shape.where
+        x[there] = np.clip(x[there].astype(np.float64) + factors.product(all_of_it[:ahead]), -LARGEST, LARGEST)
+    return x
 
 
 def add(data: bytes, size: int, seed: int, received: Mask | None, weight: float, out: Sum) -> None:
@@ -328,7 +447,7 @@ def add(data: bytes, size: int, seed: int, received: Mask | None, weight: float,
     if size < SMALLEST_ROTATED:
         return add_weighted(weight, _read_raw(data, size, received), out)
     parsed = parse(data, size)
-    if parsed.order is not None:
+    if parsed.order is not None or parsed.factors:
         return add_weighted(weight, read(data, size, seed, received), out)
     codes = data[parsed.start :]
     return decode_blocks(codes, parsed.blocks, parsed.multiplier, seed, parsed.lanes, received, out, weight)
@@ -342,9 +461,10 @@ def error(data: bytes, size: int) -> float:
     """
     if size < SMALLEST_ROTATED:
         return 0.0
-    blocks = parse(data, size).blocks
+    parsed = parse(data, size)
+    blocks = parsed.blocks
     energy = blocks.sizes * blocks.sigma**2
-    total = math.fsum(energy)
+    total = math.fsum(energy) + (parsed.factors.energy if parsed.factors else 0.0)
     return math.fsum(energy * gaussian.error_of(blocks.steps)) / total if total > 0 else 0.0
 
 

@@ -21,7 +21,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from fedge.codecs.gaussian import COARSEST, FINEST, UNITS, Ints, error_of, rate_of
+from fedge.codecs.gaussian import COARSEST, FINEST, UNITS, Doubles, Ints, error_of, rate_of
 
 _NODE_UNITS = UNITS // 4
 _FIRST_NODE = -4 * UNITS
@@ -101,6 +101,40 @@ def error_at(slope: int, blocks: Levels) -> float:
 def price_of_bit(slope: int) -> float:
     """Return λ: how much squared error one more bit is worth."""
     return float(np.log(2) / 6 * np.exp2(2 * slope / UNITS))
+
+
+def cost_of(slope: int, energy: Doubles, sizes: Ints) -> tuple[Doubles, Doubles]:
+    """Return cost, error and λ times bits, and error of runs of ``energy`` float64 ``[.., runs]`` and of ``sizes``
+    coordinates, each with a step of its own, summed over the last axis."""
+    u = _relative(slope, energy / sizes)
+    cost, error = _costs()
+    price = price_of_bit(slope)
+    return price * (cost[u] @ sizes), price * (error[u] @ sizes)
+
+
+def parts_of(slope: int, weights: Doubles, variance: Doubles) -> tuple[Doubles, Doubles]:
+    """Return v and R of runs of ``variance`` ``[n, runs]`` if an error costs ``weights`` ``[n]`` times itself."""
+    u = _relative(slope, variance * weights[:, None])
+    steps = _steps()[np.minimum(u, _LAST_NODE - FINEST)]
+    return error_of(steps), rate_of(steps)
+
+
+def _relative(slope: int, variance: Doubles) -> Ints:
+    """Return where in :func:`_costs` runs of ``variance`` are."""
+    level = np.log2(np.maximum(variance, 1e-300)) * (UNITS / 2)
+    return _within((slope - FINEST - level).astype(np.int64), 0, _COARSEST_COST)
+
+
+_COARSEST_COST = _LAST_NODE - FINEST + 16 * UNITS
+
+
+@functools.cache
+def _costs() -> tuple[Doubles, Doubles]:
+    """Cost and error of a coordinate in units of λ, at every u from FINEST on."""
+    u = np.arange(FINEST, FINEST + _COARSEST_COST + 1)
+    steps = _steps()[np.minimum(u, _LAST_NODE) - FINEST]
+    error = error_of(steps) * np.exp2(-2 * u / UNITS) * (6 / np.log(2))
+    return error + rate_of(steps), error
 
 
 def coarsest(blocks: Sequence[Levels]) -> int:

@@ -1,10 +1,10 @@
 """Bytes we promised to decode for ever, and to write the same on every machine.
 
-``codecs/{codec}-{bits}-{size}.bin`` is the payload of :func:`vector` (of :func:`uneven` where the codec is called
-so) with the seed ``SEED``, ``decoded.json`` the
-SHA-256 of the float32 vector that it decodes to, with and without loss. A file is added with a new format and never
-changed. What is still read and no longer written is listed in ``READ_ONLY``. M22 promises how bytes are read only: its
-encoder takes logarithms, whose last digit is the machine's.
+``codecs/{codec}-{bits}-{size}.bin`` is the payload of :func:`vector` (of :func:`uneven` or :func:`ranked` where the
+codec is called so) with the seed ``SEED``, ``decoded.json`` the SHA-256 of the float32 vector that it decodes to, with
+and without loss. A file is added with a new format and never changed. What is still read and no longer written is
+listed in ``READ_ONLY``. M22 promises how bytes are read only: its encoder takes logarithms, whose last digit is the
+machine's.
 """
 
 import hashlib
@@ -36,6 +36,17 @@ def uneven(size: int) -> np.ndarray:
     return np.ldexp(vector(size), -rows).astype(np.float32)
 
 
+def ranked(size: int) -> np.ndarray:
+    """Rows of 128 coordinates that are nearly sums of two, uneven both ways: a matrix with factors."""
+    rows = -(-size // 128)
+    a, b = uneven(rows * 256)[::128].reshape(2, rows), vector(256).reshape(2, 128)
+    exact = np.ldexp(a[0], 4)[:, None] * b[0] + np.ldexp(a[1], 2)[:, None] * b[1]
+    return (exact.ravel()[:size] + np.ldexp(vector(size), -6)).astype(np.float32)
+
+
+MAKE = {"uneven": uneven, "ranked": ranked}
+
+
 def digest(x: np.ndarray) -> str:
     return hashlib.sha256((x + np.float32(0)).astype("<f4").tobytes()).hexdigest()
 
@@ -50,8 +61,9 @@ def everywhere(request):
 @pytest.mark.parametrize("path", sorted(HERE.glob("*.bin")), ids=lambda path: path.stem)
 def test_a_payload_is_written_and_read_as_on_the_day_it_was_promised(path):
     name, bits, size = path.stem.rsplit("-", 2)
-    codec, d = build(name.removesuffix("-uneven"), float(bits)), int(size)
-    make = uneven if name.endswith("-uneven") else vector
+    *_, kind = name.split("-")
+    codec, d = build(name.removesuffix(f"-{kind}") if kind in MAKE else name, float(bits)), int(size)
+    make = MAKE.get(kind, vector)
     data = path.read_bytes()
     received = seeds.uniform(5, d) < 0.7
     assert codec.encode(make(d), SEED) == data or path.stem in READ_ONLY or name == "m22"
