@@ -25,7 +25,7 @@ from server_app.journal import Kind as Entry
 from server_app.journal import Record
 
 LAYOUT = Layout.of([TensorSpec("w", (90, 100), Kind.WEIGHT), TensorSpec("b", (64,), Kind.RAW)])
-DELTA = np.sin(np.arange(LAYOUT.size, dtype=np.float32))
+DELTA = np.sin(np.arange(LAYOUT.size) ** 2 / 10).astype(np.float32)  # a chirp: no rows or columns alike, no low rank
 DEVICE, RUN, STREAM = DeviceId("pi-1"), RunId("run-1"), uplink(5, 3, "pi-1")
 ALGORITHM = build("feddyn")
 ASSIGNMENT = Assignment(
