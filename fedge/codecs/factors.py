@@ -121,7 +121,8 @@ class Form:
 
     def join(self, a: Doubles, b: Doubles) -> Vector:
         """Return ``a`` ``[rank, rows]`` and ``b`` ``[rank, columns]`` in sending order, float32."""
-        return np.concatenate([a.T[self.order].ravel(), b.ravel()]).astype(np.float32)
+        with np.errstate(over="ignore"):  # such factors are refused by their scale
+            return np.concatenate([a.T[self.order].ravel(), b.ravel()]).astype(np.float32)
 
     def part(self, joined: Vector) -> tuple[Vector, Vector]:
         """Return a and b again."""
