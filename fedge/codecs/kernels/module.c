@@ -405,6 +405,7 @@ static PyMethodDef methods[] = {
     {"decode_codes", decode_codes, METH_VARARGS, decode_codes_doc},
     {"energies", energies, METH_VARARGS, energies_doc},
     {"largest", fedge_largest, METH_VARARGS, "largest(values, threshold, places, found); see sparse.c"},
+    {"bins", fedge_bins, METH_VARARGS, "bins(values, lowest, shift, bins, counts); see sparse.c"},
     {"cells", fedge_cells, METH_VARARGS, "cells(values, edges, cells, counts, sums); see sparse.c"},
     {"above", fedge_above, METH_VARARGS, "above(cells, level, places, rest); see sparse.c"},
     {"gap_bytes", fedge_gap_bytes, METH_VARARGS, "gap_bytes(places, low_bits); see sparse.c"},

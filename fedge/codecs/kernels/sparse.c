@@ -18,31 +18,66 @@ static void release(Py_buffer *buffers, int count) {
         if (buffers[i].obj) PyBuffer_Release(&buffers[i]);
 }
 
-/* largest(values, threshold, places, found): values uint32 [n], their lowest 31 bits compared; returns how many. */
+/* largest(values, threshold, positions, places, found): values uint32 [n], their lowest 31 bits compared; positions
+ * int64 [n], or None for 0, 1, ..; returns how many. */
 PyObject *fedge_largest(PyObject *Py_UNUSED(module), PyObject *args) {
-    Py_buffer b[3] = {{0}};
+    Py_buffer b[4] = {{0}};
     unsigned int threshold;
     Py_ssize_t found = -1;
-    if (!PyArg_ParseTuple(args, "y*Iw*w*", &b[0], &threshold, &b[1], &b[2])) return NULL;
+    if (!PyArg_ParseTuple(args, "y*Iz*w*w*", &b[0], &threshold, &b[3], &b[1], &b[2])) return NULL;
     Py_ssize_t n = b[0].len / 4;
     const uint32_t *values = b[0].buf;
     int64_t *places = b[1].buf;
     uint32_t *taken = b[2].buf;
+    const int64_t *positions = b[3].buf;
     /* The loop writes one entry beyond what it keeps, so there is room for one more. */
-    if (b[1].len != 8 * (n + 1) || b[2].len != 4 * (n + 1))
+    if (b[1].len != 8 * (n + 1) || b[2].len != 4 * (n + 1) || (positions && b[3].len != 8 * n))
         PyErr_SetString(PyExc_ValueError, "expected room for every value and one more");
     else {
         Py_BEGIN_ALLOW_THREADS
         found = 0;
         for (Py_ssize_t i = 0; i < n; i++) {
-            places[found] = i;
+            places[found] = positions ? positions[i] : i;
             taken[found] = values[i];
             found += (values[i] & 0x7FFFFFFFu) >= threshold;
         }
         Py_END_ALLOW_THREADS
     }
-    release(b, 3);
+    release(b, 4);
     return found < 0 ? NULL : PyLong_FromSsize_t(found);
+}
+
+/* bins(values, lowest, shift, bins, counts): which bin (bits - lowest) >> shift the lowest 31 bits of uint32 [n] are in,
+ * and how many each bin has; counts int64 begin at zero. */
+PyObject *fedge_bins(PyObject *Py_UNUSED(module), PyObject *args) {
+    Py_buffer b[3] = {{0}};
+    unsigned int lowest;
+    int shift, sound = 0;
+    if (!PyArg_ParseTuple(args, "y*Iiw*w*", &b[0], &lowest, &shift, &b[1], &b[2])) return NULL;
+    Py_ssize_t n = b[0].len / 4, count = b[2].len / 8;
+    const uint32_t *values = b[0].buf;
+    uint16_t *bins = b[1].buf;
+    int64_t *counts = b[2].buf;
+    if (b[1].len != 2 * n || count < 1 || count > 65536 || shift < 0 || shift > 31)
+        PyErr_SetString(PyExc_ValueError, "expected one bin a value, and 1 to 65536 counts");
+    else {
+        sound = 1;
+        Py_BEGIN_ALLOW_THREADS
+        for (Py_ssize_t i = 0; i < n; i++) {
+            uint32_t bin = ((values[i] & 0x7FFFFFFFu) - lowest) >> shift;
+            if (bin >= (uint32_t)count) {
+                sound = 0;
+                break;
+            }
+            bins[i] = (uint16_t)bin;
+            counts[bin]++;
+        }
+        Py_END_ALLOW_THREADS
+        if (!sound) PyErr_SetString(PyExc_ValueError, "a value is in no bin");
+    }
+    release(b, 3);
+    if (!sound) return NULL;
+    Py_RETURN_NONE;
 }
 
 /* The largest float32 that is not above `edge`: a float32 is above the one exactly when it is above the other. */
@@ -83,6 +118,7 @@ static void find_cells(const float *values, Py_ssize_t k, const float *edge, int
     case 1: cells_by(values, k, edge, 1, cells); break;
     case 3: cells_by(values, k, edge, 3, cells); break;
     case 7: cells_by(values, k, edge, 7, cells); break;
+    case 15: cells_by(values, k, edge, 15, cells); break;
     default: cells_by_halves(values, k, edge, edges, cells);
     }
 }
@@ -157,30 +193,70 @@ static int ascends(const int64_t *places, Py_ssize_t k) {
     return sound;
 }
 
-/* gap_bytes(places, low_bits): bytes of both streams for the gaps between int64 [k], with low_bits, one more and two
- * more. */
+typedef struct {
+    int64_t count, high[3]; /* gaps, and the sums of their quotients by 2^r, 2^(r+1), 2^(r+2) */
+} Gaps;
+
+static inline void add_gap(Gaps *gaps, int64_t gap, int low_bits) {
+    int64_t quotient = gap >> low_bits;
+    gaps->count++;
+    gaps->high[0] += quotient, gaps->high[1] += quotient >> 1, gaps->high[2] += quotient >> 2;
+}
+
+static Gaps gaps_of(const int64_t *place, Py_ssize_t k, int low_bits) {
+    Gaps gaps = {k, {0, 0, 0}};
+    int64_t last = -1;
+    for (Py_ssize_t i = 0; i < k; i++) {
+        int64_t quotient = (place[i] - last - 1) >> low_bits;
+        gaps.high[0] += quotient, gaps.high[1] += quotient >> 1, gaps.high[2] += quotient >> 2;
+        last = place[i];
+    }
+    return gaps;
+}
+
+/* Of the others: behind every run of places the first has that run for a gap, and those next to it have none. */
+static Gaps gaps_of_others(const int64_t *place, Py_ssize_t k, int low_bits, int64_t size) {
+    Gaps gaps = {0, {0, 0, 0}};
+    int64_t last = -1, run = 0;
+    for (Py_ssize_t i = 0; i < k; i++) {
+        int64_t between = place[i] - last - 1;
+        if (between) {
+            add_gap(&gaps, run, low_bits);
+            gaps.count += between - 1;
+            run = 0;
+        }
+        run++;
+        last = place[i];
+    }
+    if (size - last - 1 > 0) {
+        add_gap(&gaps, run, low_bits);
+        gaps.count += size - last - 2;
+    }
+    return gaps;
+}
+
+/* gap_bytes(places, low_bits, others_below): bytes of both streams for the gaps between int64 [k], or between all others
+ * below a number that is not 0, with low_bits, one more and two more. */
 PyObject *fedge_gap_bytes(PyObject *Py_UNUSED(module), PyObject *args) {
     Py_buffer places = {0};
     int low_bits;
-    if (!PyArg_ParseTuple(args, "y*i", &places, &low_bits)) return NULL;
+    long long below;
+    if (!PyArg_ParseTuple(args, "y*iL", &places, &low_bits, &below)) return NULL;
     Py_ssize_t k = places.len / 8;
-    const int64_t *place = places.buf;
-    int64_t high[3] = {0, 0, 0}, last = -1;
     if (low_bits < 0 || low_bits > MOST_LOW_BITS - 2 || places.len % 8) {
         PyErr_SetString(PyExc_ValueError, "expected 0 to 29 low bits and int64 places");
         release(&places, 1);
         return NULL;
     }
+    Gaps gaps;
+    long long length[3];
     Py_BEGIN_ALLOW_THREADS
-    for (Py_ssize_t i = 0; i < k; i++) {
-        int64_t quotient = (place[i] - last - 1) >> low_bits;
-        high[0] += quotient, high[1] += quotient >> 1, high[2] += quotient >> 2;
-        last = place[i];
-    }
+    gaps = below ? gaps_of_others(places.buf, k, low_bits, below) : gaps_of(places.buf, k, low_bits);
     Py_END_ALLOW_THREADS
-    for (int r = 0; r < 3; r++) high[r] = (k * (low_bits + r) + 7) / 8 + (k + high[r] + 7) / 8;
+    for (int r = 0; r < 3; r++)
+        length[r] = (gaps.count * (low_bits + r) + 7) / 8 + (gaps.count + gaps.high[r] + 7) / 8;
     release(&places, 1);
-    return Py_BuildValue("LLL", (long long)high[0], (long long)high[1], (long long)high[2]);
+    return Py_BuildValue("LLL", length[0], length[1], length[2]);
 }
 
 /* pack_gaps(places, low_bits, size_bytes): both streams. */

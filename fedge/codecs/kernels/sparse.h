@@ -6,6 +6,7 @@
 #include <Python.h>
 
 PyObject *fedge_largest(PyObject *module, PyObject *args);
+PyObject *fedge_bins(PyObject *module, PyObject *args);
 PyObject *fedge_cells(PyObject *module, PyObject *args);
 PyObject *fedge_above(PyObject *module, PyObject *args);
 PyObject *fedge_gap_bytes(PyObject *module, PyObject *args);

@@ -44,11 +44,11 @@ def laws(vectors: Sequence[Vector], family: Family) -> list[Fit] | None:
 
 
 def codebooks(
-    found: Sequence[Fit] | None, kept: Sequence[Doubles], taus: Sequence[float], levels: Sequence[int], magnitude: float
+    found: Sequence[Fit] | None, kept: Sequence[Vector], taus: Sequence[float], levels: Sequence[int], magnitude: float
 ) -> list[Doubles]:
     """Return the levels of each vector, float64 ``[levels[k]]``, ascending.
 
-    ``kept``: magnitudes of its kept coordinates, float64; ``taus``: the least of them; ``found``: the laws.
+    ``kept``: magnitudes of its kept coordinates, float32; ``taus``: the least of them; ``found``: the laws.
     """
     if found is not None:
         try:
@@ -79,9 +79,9 @@ def _designed(found: Sequence[Fit], taus: Sequence[float], levels: Sequence[int]
     return designed
 
 
-def empirical_levels(magnitudes: Doubles, levels: int, magnitude: float) -> npt.NDArray[np.float64]:
+def empirical_levels(magnitudes: Vector, levels: int, magnitude: float) -> npt.NDArray[np.float64]:
     """Return the M-weighted Lloyd levels of ``magnitudes`` themselves, float64 ``[levels]``, ascending."""
-    bins = magnitudes.astype(np.float32).view(np.uint32) >> np.uint32(_FINE_SHIFT)
+    bins = magnitudes.view(np.uint32) >> np.uint32(_FINE_SHIFT)
     inside = (bins - bins.min()).astype(np.int64)
     counts, sums = np.bincount(inside), np.bincount(inside, magnitudes)
     used = counts > 0

@@ -18,11 +18,14 @@ two machines may choose levels that differ in the last bit. What a payload decod
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 from typing import Literal
 
 import numpy as np
+import numpy.typing as npt
 
 from fedge import seeds
 from fedge.codecs.base import Part, Vector
@@ -31,20 +34,22 @@ from fedge.codecs.m22 import payload, sparse
 from fedge.codecs.m22.codebook import Family, codebooks, laws
 from fedge.codecs.m22.estimate import Fit
 from fedge.codecs.m22.histogram import Histogram, Prediction, histogram, predict
-from fedge.codecs.m22.payload import HEAD_BYTES, MOST_LEVELS_BITS, Kept
+from fedge.codecs.m22.payload import MOST_LEVELS_BITS, Kept
 from fedge.codecs.m22.sparse import MAGNITUDE_MASK, Ints, Words
 from fedge.codecs.m22.subset import choose
 
 Amplitude = Literal["guarded", "projection", "designed"]
 
 ROUNDS = 5
-"""Corrections of K; each comes ten times nearer to the budget."""
+"""Corrections of K at most; each comes about ten times nearer to the budget."""
 BIN_BITS = 16
 """Candidates are counted in at most 2^16 bins of magnitude, so that no sorting is needed to keep another number."""
 SLACK = 0.002
 """A budget counts as used when no more than this of it is left."""
 SURPRISE = 0.95
 """The second best R is tried where it should lose less than this of what the best one turned out to lose."""
+HEADS_BYTES = 5
+"""What positions and cells take beside gaps and codes: kinds and counts."""
 LEAST_PER_LEVEL = 4
 """Kept coordinates that pay for one level."""
 
@@ -64,14 +69,14 @@ class Candidates:
     """Coordinates that may be kept, of all vectors one after the other: ``values``, float32 as uint32 ``[n]``.
 
     Those of vector k begin at ``starts[k]``; ``positions`` int64 ``[n]`` count from its first. ``bins`` say how large
-    each is, int64 ``[n]``, and ``at_least`` how many are in each bin or above, int64 ``[bins + 1]``.
+    each is, uint16 ``[n]``, and ``below`` how many are in lower bins than each, int64 ``[bins + 1]``.
     """
 
     values: Words
     positions: Ints
     starts: Ints
-    bins: Ints
-    at_least: Ints
+    bins: npt.NDArray[np.uint16]
+    below: Ints
 
     @property
     def count(self) -> int:
@@ -82,16 +87,17 @@ class Candidates:
         """Return the bits of the least magnitude among the ``kept`` largest; of none, those above all."""
         if kept == 0:
             return int(MAGNITUDE_MASK)
-        bin_of_it = int(np.flatnonzero(self.at_least >= kept)[-1])
-        inside = np.sort(self.values[self.bins == bin_of_it] & MAGNITUDE_MASK)
-        return int(inside[int(self.at_least[bin_of_it]) - kept])
+        rank = self.count - kept  # from below
+        bin_of_it = int(np.searchsorted(self.below, rank, "right")) - 1
+        inside = np.sort(self.values[self.bins == np.uint16(bin_of_it)] & MAGNITUDE_MASK)
+        return int(inside[rank - int(self.below[bin_of_it])])
 
 
 def encode_together(parts: Sequence[Part], settings: Settings, most_bytes: int) -> list[bytes]:
     """Return the payloads of ``parts``, finite vectors of at least 32 coordinates: at most ``most_bytes`` in all."""
     vectors = [part.vector for part in parts]
     found = histogram(vectors)
-    budget = 8.0 * (most_bytes - HEAD_BYTES * len(parts))
+    budget = 8.0 * most_bytes
     plans = _plans(found, budget, len(parts), settings.levels_bits)
     candidates = gather(vectors, found, 1.15 * max(plan.kept for plan in plans[:2]) + 64)
     if candidates.count == 0:
@@ -115,22 +121,18 @@ def _plans(found: Histogram, budget: float, count: int, levels_bits: int | None)
     """Return how much each R that may be used would keep, the best first; one if R was asked for."""
     highest = min(MOST_LEVELS_BITS, int(budget / max(found.size, 1)) + 3) if levels_bits is None else levels_bits
     rates = range(1, highest + 1)
-    predictions = [predict(found, budget - 8 * count * side_bytes(rate), rate) for rate in rates]
+    predictions = [
+        predict(found, budget - 8 * count * (payload.side_bytes(rate) + HEADS_BYTES), rate) for rate in rates
+    ]
     if levels_bits is not None:
         return [next((one for one in reversed(predictions) if one.kept >= 1), predictions[0])]
     return sorted(predictions, key=lambda prediction: prediction.error)
 
 
-def side_bytes(levels_bits: int) -> int:
-    """Return what a payload takes beside positions and values: levels, and the heads of what follows them."""
-    return 2 * (1 << (levels_bits - 1)) + 5
-
-
 def gather(vectors: Sequence[Vector], found: Histogram, wanted: float) -> Candidates:
     """Return at least ``wanted`` of the largest coordinates of ``vectors``; all but zeros if there are fewer."""
-    from_above = np.cumsum(found.counts[::-1])
-    enough = np.flatnonzero(from_above >= wanted)
-    threshold = found.floors[-1 - int(enough[0])] if enough.size else np.uint32(1)
+    enough = int(np.searchsorted(found.from_above, wanted))
+    threshold = found.floors[-1 - enough] if enough < found.floors.size else np.uint32(1)
     found_in = [sparse.largest(x.view(np.uint32), int(threshold)) for x in vectors]
     starts = np.concatenate(([0], np.cumsum([places.size for places, _ in found_in])))
     values = np.concatenate([here for _, here in found_in])
@@ -139,13 +141,9 @@ def gather(vectors: Sequence[Vector], found: Histogram, wanted: float) -> Candid
 
 
 def _sorted_into_bins(values: Words, positions: Ints, starts: Ints) -> Candidates:
-    magnitudes = values & MAGNITUDE_MASK
-    lowest = int(magnitudes.min()) if values.size else 0
-    span = int(magnitudes.max()) - lowest if values.size else 0
-    bins = ((magnitudes - np.uint32(lowest)) >> np.uint32(max(0, span.bit_length() - BIN_BITS))).astype(np.int64)
-    counts = np.bincount(bins)
-    at_least = np.concatenate((np.cumsum(counts[::-1])[::-1], [0]))
-    return Candidates(values, positions, starts, bins, at_least)
+    bins, counts = sparse.bins_of(values, BIN_BITS)
+    below = np.concatenate(([0], np.cumsum(counts)))
+    return Candidates(values, positions, starts, bins, below)
 
 
 @dataclass(frozen=True, slots=True)
@@ -164,55 +162,86 @@ class _Draft:
         """Return what is kept if as much is kept as fits into ``most_bytes``, beginning with ``kept`` coordinates.
 
         Each draft says how far K is off, by what a kept coordinate takes: first on average, then between the last two.
-        Levels are those of the first draft: a few coordinates more or less do not move them.
+        Levels, and what a cell takes, are those of the first draft: a few coordinates more or less do not move them.
         """
-        heads, levels = HEAD_BYTES * len(self.vectors), self.codebooks(kept)
-        least, most, last = 0, self.candidates.count + 1, (0, heads)
-        best, tried = self.keep(0, levels), 0
-        while most - least > 1 and (tried < ROUNDS or least == 0):
-            found, tried = self.keep(kept, levels), tried + 1
-            size = total_bytes(found)
-            each = (size - last[1]) / (kept - last[0])
-            each = each if each > 0 else (size - heads) / kept
+        chosen = self.choose(kept)
+        levels = self.codebooks(kept, chosen)
+        found = self.quantized(chosen, levels)
+        size = float(total_bytes(found))
+        heads = sum(map(payload.side_bytes, (mine.size.bit_length() for mine in levels)))
+        cells = sum(one.coded_cells.size_bytes for one in found) / kept
+        each = max(size - heads, 1.0) / kept
+        least, most = 0, self.candidates.count + 1
+        for _ in range(ROUNDS):
             if size <= most_bytes:
-                least, best = kept, found
+                least = kept
                 if most_bytes - size <= max(SLACK * most_bytes, 2 * each):
                     break
             else:
                 most = kept
-            last = kept, size
+            if most - least <= 1:
+                break
+            before = kept, size
             # A little below what would use up all: a draft that is too long is of no use.
-            guess = kept + (most_bytes - SLACK / 4 * most_bytes - size) / each
-            kept = min(max(int(guess), least + 1), most - 1)
-        return best
+            kept = kept + int((most_bytes - SLACK / 4 * most_bytes - size) / each)
+            kept = min(max(kept, least + 1), most - 1)
+            chosen, found = self.choose(kept), []
+            size = heads + cells * kept + self.places_bytes(chosen)
+            slope = (size - before[1]) / (kept - before[0]) if kept != before[0] else 0.0
+            each = slope if slope > 0 else max(size - heads, 1.0) / kept
+        return self._cut_to_fit(kept, found or self.quantized(chosen, levels), levels, each, most_bytes)
 
-    def codebooks(self, kept: int) -> list[payload.Levels]:
+    def _cut_to_fit(
+        self, kept: int, found: list[Kept], levels: Sequence[payload.Levels], each: float, most_bytes: int
+    ) -> list[Kept]:
+        """Return ``found``, of ``kept`` coordinates, with as few less as make it fit."""
+        while (excess := total_bytes(found) - most_bytes) > 0 and kept > 0:
+            kept = max(0, kept - max(1, min(math.ceil(excess / each), kept // 2)))
+            found = self.quantized(self.choose(kept), levels)
+        return found
+
+    def codebooks(self, kept: int, chosen: Sequence[tuple[Ints, Vector]]) -> list[payload.Levels]:
         """Return the levels of each vector if ``kept`` coordinates are kept in all: fewer where few are."""
-        here = [np.abs(values).astype(np.float64) for _, values in self._chosen(kept)]
+        here = [np.abs(values) for _, values in chosen]
         least = float(np.uint32(self.candidates.threshold(kept)).view(np.float32))
         taus = [float(one.min()) if one.size else least for one in here]
         bits = [max(1, (one.size // LEAST_PER_LEVEL).bit_length()) for one in here]
         counts = [1 << (min(self.levels_bits, affordable) - 1) for affordable in bits]
         return codebooks(self.laws, here, taus, counts, self.settings.magnitude)
 
-    def keep(self, kept: int, levels: Sequence[payload.Levels]) -> list[Kept]:
-        """Return what is kept of each vector if ``kept`` coordinates are kept in all."""
-        each = zip(self.vectors, self.energies, levels, self._chosen(kept), strict=True)
+    def quantized(self, chosen: Sequence[tuple[Ints, Vector]], levels: Sequence[payload.Levels]) -> list[Kept]:
+        """Return what is kept of each vector, by its levels."""
+        each = zip(self.vectors, self.energies, levels, chosen, strict=True)
         return [quantize(x.size, *here, mine, energy, self.settings.amplitude) for x, energy, mine, here in each]
 
-    def _chosen(self, kept: int) -> list[tuple[Ints, Vector]]:
+    def places_bytes(self, chosen: Sequence[tuple[Ints, Vector]]) -> int:
+        """Return what positions and signs take."""
+        both = zip(self.vectors, chosen, strict=True)
+        return sum(choose(places, x.size).size_bytes + (places.size + 7) // 8 for x, (places, _) in both)
+
+    def choose(self, kept: int) -> list[tuple[Ints, Vector]]:
         """Return positions, int64 ``[K]``, ascending, and values, float32, of what is kept of each vector."""
         candidates = self.candidates
-        threshold = candidates.threshold(kept)
-        places, values = sparse.largest(candidates.values, threshold)
-        too_many = places.size - kept
+        threshold, bounds = candidates.threshold(kept), pairwise(candidates.starts.tolist())
+        found = [
+            sparse.largest(candidates.values[start:stop], threshold, candidates.positions[start:stop])
+            for start, stop in bounds
+        ]
+        too_many = sum(places.size for places, _ in found) - kept
         if too_many > 0:
-            ties = np.flatnonzero((values & MAGNITUDE_MASK) == np.uint32(threshold))
-            drawn = seeds.permutation(seeds.derive(self.seed, "ties"), ties.size)[:too_many]
-            places, values = np.delete(places, ties[drawn]), np.delete(values, ties[drawn])
-        ends = np.searchsorted(places, candidates.starts[1:-1])
-        pieces = np.split(candidates.positions[places], ends), np.split(values.view(np.float32), ends)
-        return list(zip(*pieces, strict=True))
+            found = self._without_ties(found, np.uint32(threshold), too_many)
+        return [(places, values.view(np.float32)) for places, values in found]
+
+    def _without_ties(
+        self, found: Sequence[tuple[Ints, Words]], threshold: np.uint32, too_many: int
+    ) -> list[tuple[Ints, Words]]:
+        """Return ``found`` without so many of those that are exactly at the threshold, drawn by the seed."""
+        at_it = [(values & MAGNITUDE_MASK) == threshold for _, values in found]
+        ties = np.flatnonzero(np.concatenate(at_it))
+        keep = np.ones(sum(here.size for here in at_it), np.bool_)
+        keep[ties[seeds.permutation(seeds.derive(self.seed, "ties"), ties.size)[:too_many]]] = False
+        kept = np.split(keep, np.cumsum([here.size for here in at_it])[:-1])
+        return [(places[here], values[here]) for (places, values), here in zip(found, kept, strict=True)]
 
 
 def quantize(
@@ -239,13 +268,4 @@ def nothing(size: int, error: float) -> Kept:
 
 def total_bytes(found: Sequence[Kept]) -> int:
     """Return the length of all payloads."""
-    return sum(wire_bytes(one) for one in found)
-
-
-def wire_bytes(kept: Kept) -> int:
-    """Return the length of one payload, without making it: side, positions, signs and cells."""
-    if kept.levels_bits == 0:
-        return HEAD_BYTES
-    positions = choose(kept.positions, kept.size).size_bytes
-    signs = (kept.positions.size + 7) // 8
-    return HEAD_BYTES + 2 * kept.levels.size + positions + signs + payload.cells_bytes(kept.cells, kept.levels_bits)
+    return sum(one.size_bytes for one in found)

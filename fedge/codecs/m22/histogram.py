@@ -16,6 +16,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import cached_property
 
 import numpy as np
 import numpy.typing as npt
@@ -29,10 +30,10 @@ Doubles = npt.NDArray[np.float64]
 BINS_SHIFT = 19  # of a float32's 31 bits of magnitude: 8 of exponent and 4 of mantissa are left
 BINS = 1 << (31 - BINS_SHIFT)
 SAMPLE = 1 << 16
-LLOYD_STEPS = 12
+LLOYD_STEPS, ROUGH_STEPS = 12, 5
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True)
 class Histogram:
     """``counts`` of coordinates of about such ``magnitudes``, float64 ``[n]`` both, ascending, above zero.
 
@@ -44,10 +45,21 @@ class Histogram:
     floors: npt.NDArray[np.uint32]
     size: int
 
-    @property
+    @cached_property
     def energy(self) -> float:
         """Σ x², from bins."""
         return float(self.counts @ self.magnitudes**2)
+
+    @cached_property
+    def from_above(self) -> Doubles:
+        """How many coordinates the largest bin has, the two largest, and so on, float64 ``[n]``."""
+        return np.cumsum(self.counts[::-1])
+
+    @cached_property
+    def position_bits(self) -> Doubles:
+        """What it takes to say where those are, bits, float64 ``[n]``."""
+        bits: Doubles = self.size * expected_bits(self.from_above / self.size)
+        return bits
 
 
 @dataclass(frozen=True, slots=True)
@@ -72,7 +84,7 @@ def histogram(vectors: Sequence[Vector]) -> Histogram:
     return Histogram(middles, counts[used] * (size / max(sample.size, 1)), np.maximum(floors, np.uint32(1)), size)
 
 
-def lloyd(magnitudes: Doubles, counts: Doubles, levels: int, magnitude: float) -> Doubles:
+def lloyd(magnitudes: Doubles, counts: Doubles, levels: int, magnitude: float, steps: int = LLOYD_STEPS) -> Doubles:
     """Return ``levels`` ascending levels for bins, float64 ``[n]`` both, that make Σ counts·x^M (x - level)² small.
 
     Begins with the point density of fine quantizers, (weighted density)^(1/3).
@@ -86,7 +98,7 @@ def lloyd(magnitudes: Doubles, counts: Doubles, levels: int, magnitude: float) -
     wanted = (np.arange(levels) + 0.5) / levels * share[-1]
     found = x[np.minimum(np.searchsorted(share, wanted), x.size - 1)]
     mass, moment = (np.concatenate(([0.0], np.cumsum(part))) for part in (weight, weight * x))
-    best: Doubles = lloyd_steps(x, mass, moment, found, LLOYD_STEPS) * unit
+    best: Doubles = lloyd_steps(x, mass, moment, found, steps) * unit
     return best
 
 
@@ -94,10 +106,10 @@ def predict(found: Histogram, budget_bits: float, levels_bits: int) -> Predictio
     """Return how much ``budget_bits``, without side information, can keep at R = ``levels_bits``, and what is lost."""
     if found.counts.size == 0 or budget_bits <= 0:
         return Prediction(levels_bits, 0.0, 1.0)
-    kept_from_above = np.cumsum(found.counts[::-1])
+    kept_from_above = found.from_above
     each = float(levels_bits)
     for _ in range(2 if levels_bits > 1 else 1):
-        cost = found.size * expected_bits(kept_from_above / found.size) + each * kept_from_above
+        cost = found.position_bits + each * kept_from_above
         # Listing nearly all costs little again, so the cost may rise above the budget and fall below it.
         fits = np.flatnonzero(cost <= budget_bits)
         bins = int(fits[-1]) + 1 if fits.size else 0
@@ -106,7 +118,7 @@ def predict(found: Histogram, budget_bits: float, levels_bits: int) -> Predictio
         kept += share * float(found.counts[-1 - bins]) * (0.5 if bins else share) if share else 0.0
         bins = min(bins + 1, cost.size)
         x, counts = found.magnitudes[-bins:], found.counts[-bins:]
-        levels = lloyd(x, counts, 1 << (levels_bits - 1), 0.0)
+        levels = lloyd(x, counts, 1 << (levels_bits - 1), 0.0, ROUGH_STEPS)
         cells = np.searchsorted((levels[1:] + levels[:-1]) / 2, x)
         each = 1.0 + entropy_bits(np.bincount(cells, counts, levels.size).astype(np.float64))
     within = x**2 / (12 * 16**2)

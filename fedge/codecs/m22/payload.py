@@ -25,6 +25,7 @@ logarithm, so it gives the same floats on every machine.
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import cached_property
 
 import numpy as np
 import numpy.typing as npt
@@ -78,6 +79,24 @@ class Sizes:
 
 
 @dataclass(frozen=True, slots=True)
+class CodedCells:
+    """Cells on their way to bytes: ``peeled`` subsets, or packed as codes of ``width`` bits."""
+
+    cells: Cells
+    width: int
+    peeled: tuple[subset.Subset, ...] | None
+    size_bytes: int
+
+    def to_bytes(self) -> bytes:
+        """Return the coded cells, ``size_bytes`` long."""
+        if self.width == 0:
+            return b""
+        if self.peeled is not None:
+            return bytes([PEELED]) + b"".join(part.to_bytes() for part in self.peeled)
+        return bytes([PACKED]) + packing.pack(self.cells[:, None], self.width).tobytes()
+
+
+@dataclass(frozen=True)
 class Kept:
     """What is kept of one vector of ``size`` coordinates: the payload before it is bytes.
 
@@ -93,15 +112,37 @@ class Kept:
     cells: Cells
     error: float
 
+    @cached_property
+    def coded_positions(self) -> subset.Subset:
+        """The positions on their way to bytes."""
+        return subset.choose(self.positions, self.size)
+
+    @cached_property
+    def coded_cells(self) -> CodedCells:
+        """The cells on their way to bytes."""
+        return _code_cells(self.cells, self.levels_bits)
+
+    @property
+    def size_bytes(self) -> int:
+        """The length of the payload."""
+        if self.levels_bits == 0:
+            return HEAD_BYTES
+        signs = (self.positions.size + 7) // 8
+        return side_bytes(self.levels_bits) + self.coded_positions.size_bytes + signs + self.coded_cells.size_bytes
+
     def to_bytes(self) -> bytes:
-        """Return the payload."""
+        """Return the payload, ``size_bytes`` long."""
         head = bytes([VERSION, self.levels_bits, error_code(self.error)])
         if self.levels_bits == 0:
             return head
         signs = np.packbits(self.negative, bitorder="little").tobytes()
-        positions = subset.choose(self.positions, self.size).to_bytes()
-        cells = _cells_to_bytes(self.cells, self.levels_bits)
+        positions, cells = self.coded_positions.to_bytes(), self.coded_cells.to_bytes()
         return head + self.levels.astype("<u2").tobytes() + positions + signs + cells
+
+
+def side_bytes(levels_bits: int) -> int:
+    """Return what a payload takes beside positions, signs and cells: head and levels."""
+    return HEAD_BYTES + 2 * (1 << (levels_bits - 1))
 
 
 def take_apart(data: bytes, size: int) -> tuple[Kept, Sizes]:
@@ -118,7 +159,7 @@ def take_apart(data: bytes, size: int) -> tuple[Kept, Sizes]:
         flags, cells, codes = np.empty(0, np.bool_), np.empty(0, np.uint8), np.empty(0, np.uint16)
         return Kept(size, 0, codes, nothing, flags, cells, error_of(data)), Sizes(HEAD_BYTES, 0, 0)
     count = 1 << (levels_bits - 1)
-    side = HEAD_BYTES + 2 * count
+    side = side_bytes(levels_bits)
     if len(data) < side:
         raise CodecError(f"expected {count} levels, got {len(data)} bytes in all")
     levels = np.frombuffer(data, "<u2", count, HEAD_BYTES).astype(np.uint16)
@@ -156,16 +197,6 @@ def decode(data: bytes, size: int) -> Vector:
 def encode_as_they_are(x: Vector) -> bytes:
     """Return the payload of fewer than 32 coordinates."""
     return bytes([VERSION, AS_THEY_ARE, 0]) + x.astype("<f4").tobytes()
-
-
-def cells_bytes(cells: Cells, levels_bits: int) -> int:
-    """Return the length of coded cells, uint8 ``[K]``."""
-    if levels_bits == 1:
-        return 0
-    packed = packing.packed_bytes(cells.size, levels_bits - 1)
-    if levels_bits > MOST_PEELED_BITS:
-        return 1 + packed
-    return 1 + min(packed, sum(part.size_bytes for part in _peel(cells, levels_bits)))
 
 
 def pack_levels(levels: Levels) -> Codes:
@@ -230,23 +261,21 @@ def _read_as_they_are(data: bytes, size: int) -> Vector:
     return x
 
 
-def _cells_to_bytes(cells: Cells, levels_bits: int) -> bytes:
-    if levels_bits == 1:
-        return b""
-    peeled = _peel(cells, levels_bits) if levels_bits <= MOST_PEELED_BITS else []
-    if peeled and sum(part.size_bytes for part in peeled) < packing.packed_bytes(cells.size, levels_bits - 1):
-        return bytes([PEELED]) + b"".join(part.to_bytes() for part in peeled)
-    return bytes([PACKED]) + packing.pack(cells[:, None], levels_bits - 1).tobytes()
-
-
-def _peel(cells: Cells, levels_bits: int) -> list[subset.Subset]:
-    """Return the subsets of peeled cells, from the lowest level up."""
-    found = []
-    for level in range((1 << (levels_bits - 1)) - 1):
-        size = cells.size
-        places, cells = sparse.above(cells, level)
-        found.append(subset.choose(places, size))
-    return found
+def _code_cells(cells: Cells, levels_bits: int) -> CodedCells:
+    """Return the shorter of both ways to code cells."""
+    width = max(levels_bits - 1, 0)
+    if width == 0:
+        return CodedCells(cells, width, None, 0)
+    packed = packing.packed_bytes(cells.size, width)
+    if levels_bits > MOST_PEELED_BITS:
+        return CodedCells(cells, width, None, 1 + packed)
+    peeled, rest = list[subset.Subset](), cells
+    for level in range((1 << width) - 1):
+        size = rest.size
+        places, rest = sparse.above(rest, level)
+        peeled.append(subset.choose(places, size))
+    length = sum(part.size_bytes for part in peeled)
+    return CodedCells(cells, width, None if length >= packed else tuple(peeled), 1 + min(length, packed))
 
 
 def _read_cells(data: bytes, start: int, count: int, levels_bits: int) -> tuple[Cells, int]:

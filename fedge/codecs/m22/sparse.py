@@ -21,14 +21,35 @@ MAGNITUDE_MASK = np.uint32(0x7FFFFFFF)
 TRIED_LOW_BITS = 3
 
 
-def largest(values: Words, threshold: int) -> tuple[Ints, Words]:
-    """Return where the magnitude bits of ``values``, float32 as uint32 ``[n]``, reach ``threshold``, and those."""
+def largest(values: Words, threshold: int, positions: Ints | None = None) -> tuple[Ints, Words]:
+    """Return where the magnitude bits of ``values``, float32 as uint32 ``[n]``, reach ``threshold``, and those.
+
+    ``positions``, int64 ``[n]``, say where each is; left out, they are 0, 1, ..
+    """
     if kernels is None:
         places = np.flatnonzero((values & MAGNITUDE_MASK) >= np.uint32(threshold))
-        return places, values[places]
+        return places if positions is None else positions[places], values[places]
     places, found = np.empty(values.size + 1, np.int64), np.empty(values.size + 1, np.uint32)
-    count = kernels.largest(values, threshold, places, found)
+    count = kernels.largest(values, threshold, positions, places, found)
     return places[:count], found[:count]
+
+
+def bins_of(values: Words, bin_bits: int) -> tuple[npt.NDArray[np.uint16], Ints]:
+    """Return in which of at most 2^``bin_bits`` bins the magnitude of each of ``values`` is, and how many each bin has.
+
+    Bins are equal parts of what magnitude bits there are, from the least; uint16 ``[n]`` and int64, ``bin_bits`` <= 16.
+    """
+    magnitudes = values & MAGNITUDE_MASK
+    lowest, highest = (int(magnitudes.min()), int(magnitudes.max())) if values.size else (0, 0)
+    shift = max(0, (highest - lowest).bit_length() - bin_bits)
+    counts = np.zeros(((highest - lowest) >> shift) + 1, np.int64)
+    if kernels is None:
+        bins = ((magnitudes - np.uint32(lowest)) >> np.uint32(shift)).astype(np.uint16)
+        counts += np.bincount(bins, minlength=counts.size)
+        return bins, counts
+    bins = np.empty(values.size, np.uint16)
+    kernels.bins(values, lowest, shift, bins, counts)
+    return bins, counts
 
 
 def cells_of(values: Vector, edges: Doubles) -> tuple[Cells, Doubles, Doubles]:
@@ -58,17 +79,29 @@ def above(cells: Cells, level: int) -> tuple[Ints, Cells]:
     return places[:count], rest[:count]
 
 
-def gap_bytes(places: Ints, low_bits: int) -> tuple[int, int, int]:
-    """Return the bytes of both streams of gaps (``subset.py``) with ``low_bits``, one more and two more."""
+def gap_bytes(places: Ints, low_bits: int, others_below: int = 0) -> tuple[int, int, int]:
+    """Return the bytes of both streams of gaps (``subset.py``) with ``low_bits``, one more and two more.
+
+    Those of ``places``, int64 ``[k]``, ascending, or of all others below ``others_below``, if that is not 0.
+    """
     if kernels is not None:
-        found: tuple[int, int, int] = kernels.gap_bytes(places, low_bits)
+        found: tuple[int, int, int] = kernels.gap_bytes(places, low_bits, others_below)
         return found
+    if others_below:
+        places = others_of(places, others_below)
     quotients = (np.diff(places, prepend=-1) - 1) >> low_bits
     one, two, three = (
         (places.size * (low_bits + r) + 7) // 8 + (places.size + int((quotients >> r).sum()) + 7) // 8
         for r in range(TRIED_LOW_BITS)
     )
     return one, two, three
+
+
+def others_of(places: Ints, size: int) -> Ints:
+    """Return what of 0 .. ``size`` - 1 is not in ``places``, ascending."""
+    keep = np.ones(size, np.bool_)
+    keep[places] = False
+    return np.flatnonzero(keep)
 
 
 def pack_gaps(places: Ints, low_bits: int, size_bytes: int) -> bytes:

@@ -39,12 +39,12 @@ _LOG_OF_GOLDEN = math.log((math.sqrt(5.0) - 1.0) / 2.0)
 
 @dataclass(frozen=True, slots=True)
 class Subset:
-    """A way to code one subset of ``size`` things. ``places``: what is listed or set in the bitmap, int64."""
+    """A way to code one subset, ``members`` int64 ``[k]``, of ``size`` things."""
 
     kind: int
     size: int
     size_bytes: int
-    places: Ints
+    members: Ints
 
     def to_bytes(self) -> bytes:
         """Return the coded subset, ``size_bytes`` long."""
@@ -53,10 +53,11 @@ class Subset:
             return head
         if self.kind == BITMAP:
             bits = np.zeros(self.size, np.uint8)
-            bits[self.places] = 1
+            bits[self.members] = 1
             return head + np.packbits(bits, bitorder="little").tobytes()
-        head += varint(self.places.size)
-        return head + sparse.pack_gaps(self.places, self.kind % MEMBERS, self.size_bytes - len(head))
+        listed = self.members if self.kind < OTHERS else sparse.others_of(self.members, self.size)
+        head += varint(listed.size)
+        return head + sparse.pack_gaps(listed, self.kind % MEMBERS, self.size_bytes - len(head))
 
 
 def choose(members: Ints, size: int) -> Subset:
@@ -64,10 +65,12 @@ def choose(members: Ints, size: int) -> Subset:
     if members.size in (0, size):
         return Subset(NONE if members.size == 0 else ALL, size, 1, members)
     bitmap = Subset(BITMAP, size, 1 + (size + 7) // 8, members)
-    listed = members if 2 * members.size <= size else others_of(members, size)
-    low_bits, length = _best_low_bits(listed, listed.size / size)
-    kind = (MEMBERS if listed is members else OTHERS) + low_bits
-    found = Subset(kind, size, 1 + _varint_bytes(listed.size) + length, listed)
+    listed, others = min(members.size, size - members.size), 2 * members.size > size
+    first = _first_low_bits(listed / size)
+    lengths = sparse.gap_bytes(members, first, size if others else 0)
+    low_bits, length = min(enumerate(lengths, first), key=lambda tried: tried[1])
+    kind = (OTHERS if others else MEMBERS) + low_bits
+    found = Subset(kind, size, 1 + _varint_bytes(listed) + length, members)
     return found if found.size_bytes < bitmap.size_bytes else bitmap
 
 
@@ -93,23 +96,16 @@ def read(data: bytes, start: int, size: int) -> tuple[Ints, int]:
     if not 0 < count <= size:
         raise CodecError(f"expected 1 to {size} things in a list, got {count}")
     listed, end = sparse.unpack_gaps(data, start, count, kind % MEMBERS, size)
-    return (listed if kind < OTHERS else others_of(listed, size)), end
-
-
-def others_of(members: Ints, size: int) -> Ints:
-    """Return what of 0 .. ``size`` - 1 is not in ``members``, ascending."""
-    keep = np.ones(size, np.bool_)
-    keep[members] = False
-    return np.flatnonzero(keep)
+    return (listed if kind < OTHERS else sparse.others_of(listed, size)), end
 
 
 def expected_bits(density: npt.NDArray[np.float64]) -> npt.NDArray[np.float64]:
     """Return what a thing takes on average, bits, where members are random with ``density``, float64 of any shape."""
     q = np.minimum(density, 1.0 - density)
-    inside = np.clip(q, 1e-12, 0.5)
-    r = np.maximum(0, 1 + np.floor(np.log2(_LOG_OF_GOLDEN / np.log1p(-inside))))
-    listed = q * (r + 1.0 / -np.expm1(np.exp2(r) * np.log1p(-inside)))
-    bits: npt.NDArray[np.float64] = np.minimum(listed, np.where(q > 0, 1.0, 0.0))
+    log_of_others = np.log1p(-np.maximum(q, 1e-12))
+    r = np.maximum(0, 1 + np.floor(np.log2(_LOG_OF_GOLDEN / log_of_others)))
+    listed = q * (r - 1.0 / np.expm1(np.exp2(r) * log_of_others))
+    bits: npt.NDArray[np.float64] = np.minimum(listed, q > 0)
     return bits
 
 
@@ -133,13 +129,10 @@ def read_varint(data: bytes, start: int) -> tuple[int, int]:
     raise CodecError(f"expected a count of at most {MOST_VARINT_BYTES} bytes, got a longer one")
 
 
-def _best_low_bits(listed: Ints, density: float) -> tuple[int, int]:
-    """Return r and the bytes of both streams, the least of three values of r about the expected best."""
-    expected = 1 + math.floor(math.log2(_LOG_OF_GOLDEN / math.log1p(-min(density, 0.5))))
-    first = min(max(0, expected - 1), HIGHEST_LOW_BITS + 1 - sparse.TRIED_LOW_BITS)
-    lengths = sparse.gap_bytes(listed, first)
-    best = min(range(sparse.TRIED_LOW_BITS), key=lambda r: lengths[r])
-    return first + best, lengths[best]
+def _first_low_bits(density: float) -> int:
+    """Return the least of three values of r to try, about the expected best for a ``density`` of 0.5 at most."""
+    expected = 1 + math.floor(math.log2(_LOG_OF_GOLDEN / math.log1p(-density)))
+    return min(max(0, expected - 1), HIGHEST_LOW_BITS + 1 - sparse.TRIED_LOW_BITS)
 
 
 def _varint_bytes(number: int) -> int:

@@ -5,7 +5,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from fedge.codecs.m22 import subset
+from fedge.codecs.m22 import sparse, subset
 from fedge.errors import CodecError
 
 
@@ -29,7 +29,7 @@ def test_random_members_take_at_most_three_percent_more_than_their_entropy(densi
     members = drawn(size, density)
     q = members.size / size
     entropy = -(q * np.log2(q) + (1 - q) * np.log2(1 - q))
-    for part in (members, subset.others_of(members, size)):
+    for part in (members, sparse.others_of(members, size)):
         bits = 8 * subset.choose(part, size).size_bytes / size
         assert bits == pytest.approx(float(subset.expected_bits(np.array(q))), rel=0.02)
         assert entropy <= bits <= 1.03 * entropy + 64 / size
