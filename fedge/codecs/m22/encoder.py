@@ -33,7 +33,7 @@ from fedge.codecs.block_codes import energies
 from fedge.codecs.m22 import payload, sparse
 from fedge.codecs.m22.codebook import Family, codebooks, laws
 from fedge.codecs.m22.estimate import Fit
-from fedge.codecs.m22.histogram import Histogram, Prediction, histogram, predict
+from fedge.codecs.m22.histogram import Histogram, Prediction, histogram, predict, predict_all
 from fedge.codecs.m22.payload import MOST_LEVELS_BITS, Kept
 from fedge.codecs.m22.sparse import MAGNITUDE_MASK, Ints, Words
 from fedge.codecs.m22.subset import choose
@@ -99,8 +99,7 @@ def encode_together(parts: Sequence[Part], settings: Settings, most_bytes: int) 
     found = histogram(vectors)
     budget = 8.0 * most_bytes
     plans = _plans(found, budget, len(parts), settings.levels_bits)
-    candidates = gather(vectors, found, 1.15 * max(plan.kept for plan in plans[:2]) + 64)
-    if candidates.count == 0:
+    if found.counts.size == 0 and not any(x.any() for x in vectors):
         return [nothing(x.size, 0.0).to_bytes() for x in vectors]
     sums = [float(energies(x, np.array([x.size]))[0][0]) for x in vectors]
     found_laws = laws(vectors, settings.family)
@@ -109,6 +108,7 @@ def encode_together(parts: Sequence[Part], settings: Settings, most_bytes: int) 
     for plan in plans[:2]:
         if best and plan.error >= SURPRISE * lost:
             break
+        candidates = gather(vectors, found, plan.kept)
         draft = _Draft(vectors, sums, candidates, found_laws, settings, plan.levels_bits, parts[0].seed)
         kept = draft.fit(min(max(round(plan.kept), 1), candidates.count), most_bytes)
         error = sum(one.error * energy for one, energy in zip(kept, sums, strict=True)) / (sum(sums) or 1.0)
@@ -121,18 +121,20 @@ def _plans(found: Histogram, budget: float, count: int, levels_bits: int | None)
     """Return how much each R that may be used would keep, the best first; one if R was asked for."""
     highest = min(MOST_LEVELS_BITS, int(budget / max(found.size, 1)) + 3) if levels_bits is None else levels_bits
     rates = range(1, highest + 1)
-    predictions = [
-        predict(found, budget - 8 * count * (payload.side_bytes(rate) + HEADS_BYTES), rate) for rate in rates
-    ]
+    budgets = {rate: budget - 8 * count * (payload.side_bytes(rate) + HEADS_BYTES) for rate in rates}
+    some = [predict(found, budgets[rate], rate) for rate in rates]
+    everything = [plan for rate in rates if (plan := predict_all(found, budgets[rate], rate))]
     if levels_bits is not None:
-        return [next((one for one in reversed(predictions) if one.kept >= 1), predictions[0])]
-    return sorted(predictions, key=lambda prediction: prediction.error)
+        affordable = next((plan for plan in reversed(some) if plan.kept >= 1), some[0])
+        some, everything = [affordable], [plan for plan in everything if plan.levels_bits == affordable.levels_bits]
+    return sorted([*everything, *some], key=lambda plan: plan.error)
 
 
-def gather(vectors: Sequence[Vector], found: Histogram, wanted: float) -> Candidates:
-    """Return at least ``wanted`` of the largest coordinates of ``vectors``; all but zeros if there are fewer."""
-    enough = int(np.searchsorted(found.from_above, wanted))
+def gather(vectors: Sequence[Vector], found: Histogram, kept: float) -> Candidates:
+    """Return enough of the largest coordinates of ``vectors`` to keep about ``kept``; zeros only to keep all."""
+    enough = int(np.searchsorted(found.from_above, 1.15 * kept + 64))
     threshold = found.floors[-1 - enough] if enough < found.floors.size else np.uint32(1)
+    threshold = np.uint32(0) if kept >= found.size else threshold
     found_in = [sparse.largest(x.view(np.uint32), int(threshold)) for x in vectors]
     starts = np.concatenate(([0], np.cumsum([places.size for places, _ in found_in])))
     values = np.concatenate([here for _, here in found_in])

@@ -64,7 +64,8 @@ class Histogram:
 
 @dataclass(frozen=True, slots=True)
 class Prediction:
-    """What a number of levels would give: coordinates ``kept`` and the relative squared ``error``."""
+    """What a number of levels would give: coordinates ``kept``, zeros among them if they are all, and the relative
+    squared ``error``."""
 
     levels_bits: int
     kept: float
@@ -124,6 +125,25 @@ def predict(found: Histogram, budget_bits: float, levels_bits: int) -> Predictio
     within = x**2 / (12 * 16**2)
     captured = float(counts @ (x**2 - (x - levels[cells]) ** 2 - within)) * kept / float(counts.sum())
     return Prediction(levels_bits, kept, 1.0 - captured / found.energy)
+
+
+def predict_all(found: Histogram, budget_bits: float, levels_bits: int) -> Prediction | None:
+    """Return what is lost if all coordinates are kept at R = ``levels_bits``, zeros too; None if that is too much.
+
+    Nothing says then where they are. A zero costs the square of the lowest level, which is little where zeros are few.
+    """
+    if found.counts.size == 0:
+        return None
+    x, counts = found.magnitudes, found.counts
+    levels = lloyd(x, counts, 1 << (levels_bits - 1), 0.0, ROUGH_STEPS)
+    cells = np.searchsorted((levels[1:] + levels[:-1]) / 2, x)
+    zeros = max(found.size - float(counts.sum()), 0.0)
+    filled = np.bincount(cells, counts, levels.size).astype(np.float64)
+    filled[0] += zeros
+    if found.size * min(1.0 + entropy_bits(filled), float(levels_bits)) > budget_bits:
+        return None
+    error = float(counts @ (x - levels[cells]) ** 2) + zeros * float(levels[0]) ** 2
+    return Prediction(levels_bits, float(found.size), error / found.energy)
 
 
 def entropy_bits(counts: Doubles) -> float:

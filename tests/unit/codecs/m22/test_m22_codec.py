@@ -209,3 +209,13 @@ def test_a_payload_changed_in_its_head_or_length_is_refused(size):
     for bad in (b"\x02" + data[1:], data[:1] + b"\x09" + data[2:], data[:-1], data + b"\0", data[:2]):
         with pytest.raises(CodecError, match=r"expected .* got "):
             M22(1.0).decode(bad, size, seed=1)
+
+
+@pytest.mark.parametrize("zeros", [0.0, 0.0001, 0.01])
+def test_at_a_bit_each_all_light_tailed_coordinates_are_kept_even_if_some_are_zero(zeros):
+    x = generalized_normal(6.0, 65_536)
+    x[np.random.default_rng(3).random(x.size) < zeros] = 0.0
+    data = M22(1.0).encode(x, seed=1)
+    kept, _ = payload.take_apart(data, x.size)
+    assert kept.positions.size == x.size and kept.levels_bits == 1
+    assert lost(M22(1.0), x) < 0.3
