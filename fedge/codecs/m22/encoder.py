@@ -46,6 +46,8 @@ BIN_BITS = 16
 """Candidates are counted in at most 2^16 bins of magnitude, so that no sorting is needed to keep another number."""
 SLACK = 0.002
 """A budget counts as used when no more than this of it is left."""
+WORTH_ALL = 0.97
+"""Zeros are kept only where that takes so much off the error."""
 SURPRISE = 0.95
 """The second best R is tried where it should lose less than this of what the best one turned out to lose."""
 HEADS_BYTES = 5
@@ -127,14 +129,14 @@ def _plans(found: Histogram, budget: float, count: int, levels_bits: int | None)
     if levels_bits is not None:
         affordable = next((plan for plan in reversed(some) if plan.kept >= 1), some[0])
         some, everything = [affordable], [plan for plan in everything if plan.levels_bits == affordable.levels_bits]
-    return sorted([*everything, *some], key=lambda plan: plan.error)
+    return sorted([*everything, *some], key=lambda plan: plan.error * (WORTH_ALL if plan in some else 1.0))
 
 
 def gather(vectors: Sequence[Vector], found: Histogram, kept: float) -> Candidates:
     """Return enough of the largest coordinates of ``vectors`` to keep about ``kept``; zeros only to keep all."""
     enough = int(np.searchsorted(found.from_above, 1.15 * kept + 64))
     threshold = found.floors[-1 - enough] if enough < found.floors.size else np.uint32(1)
-    threshold = np.uint32(0) if kept >= found.size else threshold
+    threshold = np.uint32(0) if kept > found.size - 1 else threshold
     found_in = [sparse.largest(x.view(np.uint32), int(threshold)) for x in vectors]
     starts = np.concatenate(([0], np.cumsum([places.size for places, _ in found_in])))
     values = np.concatenate([here for _, here in found_in])

@@ -29,6 +29,7 @@ Doubles = npt.NDArray[np.float64]
 
 BINS_SHIFT = 19  # of a float32's 31 bits of magnitude: 8 of exponent and 4 of mantissa are left
 BINS = 1 << (31 - BINS_SHIFT)
+WITHIN = 1 / (12 * 16**2)  # variance inside a bin, over the square of its magnitude
 SAMPLE = 1 << 16
 LLOYD_STEPS, ROUGH_STEPS = 12, 5
 
@@ -122,8 +123,7 @@ def predict(found: Histogram, budget_bits: float, levels_bits: int) -> Predictio
         levels = lloyd(x, counts, 1 << (levels_bits - 1), 0.0, ROUGH_STEPS)
         cells = np.searchsorted((levels[1:] + levels[:-1]) / 2, x)
         each = 1.0 + entropy_bits(np.bincount(cells, counts, levels.size).astype(np.float64))
-    within = x**2 / (12 * 16**2)
-    captured = float(counts @ (x**2 - (x - levels[cells]) ** 2 - within)) * kept / float(counts.sum())
+    captured = float(counts @ (x**2 * (1.0 - WITHIN) - (x - levels[cells]) ** 2)) * kept / float(counts.sum())
     return Prediction(levels_bits, kept, 1.0 - captured / found.energy)
 
 
@@ -142,7 +142,7 @@ def predict_all(found: Histogram, budget_bits: float, levels_bits: int) -> Predi
     filled[0] += zeros
     if found.size * min(1.0 + entropy_bits(filled), float(levels_bits)) > budget_bits:
         return None
-    error = float(counts @ (x - levels[cells]) ** 2) + zeros * float(levels[0]) ** 2
+    error = float(counts @ ((x - levels[cells]) ** 2 + x**2 * WITHIN)) + zeros * float(levels[0]) ** 2
     return Prediction(levels_bits, float(found.size), error / found.energy)
 
 

@@ -165,7 +165,7 @@ def take_apart(data: bytes, size: int) -> tuple[Kept, Sizes]:
     levels = np.frombuffer(data, "<u2", count, HEAD_BYTES).astype(np.uint16)
     if (levels[1:] < levels[:-1]).any() or int(levels[-1]) > HIGHEST_LEVEL:
         raise CodecError(f"expected ascending, finite levels, got codes {levels.tolist()[:4]} ..")
-    positions, end = subset.read(data, side, size)
+    positions, end = subset.read(data, side, size, bits_each=1)
     kept, length = positions.size, (positions.size + 7) // 8
     if end + length > len(data):
         raise CodecError(f"expected {kept} signs, got {len(data) - end} bytes")

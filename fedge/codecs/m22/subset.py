@@ -74,8 +74,10 @@ def choose(members: Ints, size: int) -> Subset:
     return found if found.size_bytes < bitmap.size_bytes else bitmap
 
 
-def read(data: bytes, start: int, size: int) -> tuple[Ints, int]:
+def read(data: bytes, start: int, size: int, bits_each: int = 0) -> tuple[Ints, int]:
     """Return the members, int64 ``[k]``, ascending, of the subset of 0 .. ``size`` - 1 at ``start``, and where it ends.
+
+    Behind it ``data`` must have ``bits_each`` for every member, which is checked before there is memory for them.
 
     Raises:
         CodecError: there is no such subset in ``data``.
@@ -83,6 +85,7 @@ def read(data: bytes, start: int, size: int) -> tuple[Ints, int]:
     kind = _byte(data, start)
     start += 1
     if kind in (NONE, ALL):
+        _check_behind(data, start, size * bits_each if kind == ALL else 0)
         return np.arange(size if kind == ALL else 0, dtype=np.int64), start
     if kind == BITMAP:
         length = (size + 7) // 8
@@ -95,6 +98,7 @@ def read(data: bytes, start: int, size: int) -> tuple[Ints, int]:
     count, start = read_varint(data, start)
     if not 0 < count <= size:
         raise CodecError(f"expected 1 to {size} things in a list, got {count}")
+    _check_behind(data, start, (size - count if kind >= OTHERS else count) * bits_each)
     listed, end = sparse.unpack_gaps(data, start, count, kind % MEMBERS, size)
     return (listed if kind < OTHERS else sparse.others_of(listed, size)), end
 
@@ -137,6 +141,11 @@ def _first_low_bits(density: float) -> int:
 
 def _varint_bytes(number: int) -> int:
     return max(1, (number.bit_length() + 6) // 7)
+
+
+def _check_behind(data: bytes, start: int, bits: int) -> None:
+    if bits > 8 * (len(data) - start):
+        raise CodecError(f"expected {bits} bits and more behind a subset, got {len(data) - start} bytes")
 
 
 def _byte(data: bytes, at: int) -> int:
