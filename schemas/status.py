@@ -75,6 +75,7 @@ class RunSummary(Model):
     created_at: float
     ended_at: float | None = None
     metrics: dict[str, float] = Field(default={})
+    initial_metrics: dict[str, float] = Field(default={}, description="of the initial model on the same test data")
     traffic: Traffic = Traffic()
 
 

@@ -52,7 +52,7 @@ from server_app.devices import Device
 from server_app.errors import RunFailed, Stopped, WorkerError
 from server_app.evaluation import Evaluations, RunRecord
 from server_app.house import House
-from server_app.rows import Member, Participation, RunRow, add_round, plus
+from server_app.rows import Member, Participation, RunRow, add_round, plus, with_measured
 
 log = logging.getLogger(__name__)
 
@@ -109,6 +109,8 @@ class Driver:
         """Bring the run to its end, whatever that is, and write it down."""
         try:
             layout = self.run.layout or await self._begin()
+            if self.run.initial_metrics is None and not self.run.progress.is_over:
+                await self.evaluations.begin_initial()
             while not self.run.progress.is_over:
                 await self._next_action(layout)
         except Stopped as stopped:
@@ -187,7 +189,7 @@ class Driver:
         book = await self._start_book(layout, round, asked, members, self.house.wall_clock())
         parts = [Participation(name, offer) for name, offer in asked.items()]
         async with self.record.writing:
-            run = replace(run, metrics=self.run.metrics)
+            run = with_measured(run, self.run)
             await self.house.store.open_round(run, book.round_status(self.traffic()), fresh, parts)
             self.record.row, self.members = run, members
         self._set_book(book)
@@ -346,7 +348,7 @@ class Driver:
         progress, self._owed = runs.step(run.progress, event)
         async with self.record.writing:
             totals = add_round(run.totals, status)
-            run = replace(run, progress=progress, metrics=self.run.metrics, totals=totals)
+            run = with_measured(replace(run, progress=progress, totals=totals), self.run)
             await self.house.store.end_round(run, status, receipts, moved)
             self.record.row, self.state = run, state
         self.members |= {member.device: member for member in moved}
@@ -368,7 +370,8 @@ class Driver:
         self._wake_sleepers()
         status = await self.house.store.round(self.run.run, self.run.state_round)
         is_missing = status is not None and not status.metrics
-        if self.evaluations.is_idle and is_missing and not self.evaluations.failure and self.state is not None:
+        is_asked = self.evaluations.is_testing(self.run.state_round) or self.evaluations.failure
+        if is_missing and not is_asked and self.state is not None:
             await self.evaluations.begin(self.run.state_round, np.asarray(self.state.published, np.float32))
         await self.evaluations.wait()
         return self.evaluations.failure

@@ -221,6 +221,7 @@ class Federation:
             "created_at": row.created_at,
             "ended_at": row.ended_at,
             "metrics": dict(row.metrics),
+            "initial_metrics": dict(row.initial_metrics or {}),
             "traffic": plus(traffic, driver.traffic()) if driver else traffic,
         }
 

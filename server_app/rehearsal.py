@@ -41,6 +41,7 @@ def rehearse(
         rounds_abandoned=sum(status.phase is RoundPhase.ABANDONED for status in rounds),
         created_at=0.0,
         metrics=tested[-1] if tested else {},
+        initial_metrics=done.initial_metrics,
     )
     result = Result(
         plan=plan,

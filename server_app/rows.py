@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 from fedge.layout import Layout
@@ -25,7 +25,11 @@ class Totals(Model):
 
 @dataclass(frozen=True, slots=True)
 class RunRow:
-    """One run. ``progress`` is its machine's state, ``state_round`` the round whose state file is in force."""
+    """One run. ``progress`` is its machine's state, ``state_round`` the round whose state file is in force.
+
+    ``metrics`` are those of the round tested last, and ``tested_bytes_up`` what had travelled up as that round ended.
+    ``initial_metrics`` are the initial model's: None until it is tested, empty where the task has no test data.
+    """
 
     run: RunId
     plan: Plan
@@ -37,6 +41,8 @@ class RunRow:
     dual_epoch: int = 0
     mean_examples: float = 0.0
     metrics: Mapping[str, float] = field(default_factory=dict)
+    initial_metrics: Mapping[str, float] | None = None
+    tested_bytes_up: int | None = None
     totals: Totals = field(default_factory=Totals)
 
     @property
@@ -74,6 +80,12 @@ def receipt_of(row: Mapping[str, Any]) -> Receipt:
         outcome=Outcome(row["outcome"]),
         applied=tuple(row["applied"]),
     )
+
+
+def with_measured(run: RunRow, latest: RunRow) -> RunRow:
+    """Return ``run`` with what the evaluations have measured, as it stands in ``latest``."""
+    measured = ("metrics", "initial_metrics", "tested_bytes_up")
+    return replace(run, **{name: getattr(latest, name) for name in measured})
 
 
 def plus(a: Traffic, b: Traffic) -> Traffic:

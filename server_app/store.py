@@ -226,6 +226,8 @@ def _run_values(run: RunRow) -> dict[str, Any]:
         "dual_epoch": run.dual_epoch,
         "mean_examples": run.mean_examples,
         "metrics": dict(run.metrics),
+        "initial_metrics": None if run.initial_metrics is None else dict(run.initial_metrics),
+        "tested_bytes_up": run.tested_bytes_up,
         "totals": run.totals.model_dump(mode="json"),
         "phase": str(run.phase),
         "reason": run.progress.reason[:500],
@@ -246,5 +248,7 @@ def _run(row: Row) -> RunRow:
         dual_epoch=row["dual_epoch"],
         mean_examples=row["mean_examples"],
         metrics=row["metrics"],
+        initial_metrics=row["initial_metrics"],
+        tested_bytes_up=row["tested_bytes_up"],
         totals=parse(Totals, row["totals"], "totals"),
     )

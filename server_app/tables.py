@@ -59,6 +59,8 @@ runs = sa.Table(
     sa.Column("dual_epoch", sa.Integer, nullable=False),
     sa.Column("mean_examples", sa.Float, nullable=False),
     sa.Column("metrics", sa.JSON, nullable=False),
+    sa.Column("initial_metrics", sa.JSON(none_as_null=True)),
+    sa.Column("tested_bytes_up", sa.BigInteger),
     sa.Column("totals", sa.JSON, nullable=False),
 )
 

@@ -29,10 +29,11 @@ OnRound = Callable[[RoundStatus], None]
 
 @dataclass(frozen=True, slots=True)
 class SimulationResult:
-    """``published`` float32 ``[d]``; ``seconds`` are the virtual clock's."""
+    """``published`` float32 ``[d]``; ``seconds`` are the virtual clock's; ``initial_metrics`` the initial model's."""
 
     phase: RunPhase
     reason: str
+    initial_metrics: dict[str, float]
     rounds: tuple[RoundStatus, ...]
     layout: Layout
     published: Vector
@@ -60,6 +61,7 @@ class Simulation:
             )
         self.plan, self.trainer, self.clock = plan, trainer, Clock()
         self.rounds: list[RoundStatus] = []
+        self.initial_metrics: dict[str, float] = {}
         self._on_round = on_round
         self._seen = Traffic()
         settings = plan.algorithm.model_dump(exclude={"name"})
@@ -76,6 +78,7 @@ class Simulation:
 
     def run(self) -> None:
         """Let time pass until the run is over."""
+        self.initial_metrics = self._evaluate()
         for device in self.devices.values():
             device.start()
         self.aggregator.start()
@@ -84,15 +87,22 @@ class Simulation:
 
     def result(self) -> SimulationResult:
         """Return what came of the run."""
-        run, published = self.aggregator.run, self.aggregator.state.published
+        run = self.aggregator.run
         return SimulationResult(
             phase=run.phase,
             reason=run.reason,
+            initial_metrics=self.initial_metrics,
             rounds=tuple(self.rounds),
             layout=self.trainer.layout,
-            published=np.ascontiguousarray(published, np.float32),
+            published=self._published(),
             seconds=self.clock.now,
         )
+
+    def _published(self) -> Vector:
+        return np.ascontiguousarray(self.aggregator.state.published, np.float32)
+
+    def _evaluate(self) -> dict[str, float]:
+        return self.trainer.evaluate(self._published())
 
     def _round_ended(self, aggregator: Aggregator) -> None:
         status = self._status(aggregator)
@@ -110,7 +120,6 @@ class Simulation:
         self._seen = Traffic(up=frames.up, down=frames.down)
         vector = float32_bytes(aggregator.layout)
         due = round.number % self.plan.evaluate_every == 0 or round.number == self.plan.rounds
-        published = np.ascontiguousarray(aggregator.state.published, np.float32)
         return RoundStatus(
             round=round.number,
             phase=round.phase,
@@ -123,7 +132,7 @@ class Simulation:
             closed_at=self.clock.now,
             loss=sum(known) / len(known) if known else None,
             shrunk_by=aggregator.sums.shrunk_by,
-            metrics=self.trainer.evaluate(published) if due else {},
+            metrics=self._evaluate() if due else {},
             traffic=spent,
             frame_bytes=spent,
             float32_bytes=Traffic(up=vector * len(complete), down=vector * len(round.cohort)),

@@ -9,9 +9,9 @@ from alembic import command
 from alembic.config import Config
 
 
-def upgrade(connection: sa.Connection) -> None:
-    """Bring the database to the newest tables. An empty one gets them all."""
+def upgrade(connection: sa.Connection, revision: str = "head") -> None:
+    """Bring the database to the newest tables, or to those of ``revision``. An empty one gets them all."""
     config = Config()
     config.set_main_option("script_location", str(Path(__file__).parent).replace("%", "%%"))
     config.attributes["connection"] = connection
-    command.upgrade(config, "head")
+    command.upgrade(config, revision)

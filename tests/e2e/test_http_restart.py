@@ -20,7 +20,7 @@ from server_app.blobs import RunFiles
 from server_app.service import init_state
 from server_app.store import Store
 from tests.support.aggregator_process import process
-from tests.support.http import TASK, Device, invited, plan, serving, take_part
+from tests.support.http import TASK, Device, initial_params, invited, plan, serving, take_part
 
 KILLS = ("nowhere", "after half an update", "after one update", "at once after the last update")
 FEDDYN = {"name": "feddyn", "alpha": 0.1}
@@ -125,6 +125,7 @@ def undisturbed(tmp_path_factory: pytest.TempPathFactory) -> bytes:
 async def test_a_killed_aggregator_ends_with_the_same_model(tmp_path: Path, undisturbed: bytes, kill_at: str) -> None:
     model, status = await play(tmp_path, kill_at)
     assert model == undisturbed
+    assert status.initial_metrics == {"mean": float(initial_params(5).mean())}
     assert (status.phase, status.rounds_closed, status.rounds_abandoned) == ("finished", 2, 0)
 
 

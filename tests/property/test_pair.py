@@ -105,6 +105,22 @@ def test_what_a_receipt_names_is_what_the_server_added(seed, lost, cut):
     assert all(named == (added if phase == "closed" else 0) for phase, named, added in seen)
 
 
+def test_the_initial_model_is_tested_once_before_the_first_round():
+    tested = []
+
+    class Graded(Quadratic):
+        def evaluate(self, params):
+            tested.append(params)
+            return {"accuracy": 0.1 * len(tested)}
+
+    simulation = Simulation(plan(rounds=2), Graded(), World(DEVICES))
+    simulation.run()
+    result = simulation.result()
+    np.testing.assert_array_equal(tested[0], Quadratic().initial(1))
+    told = [result.initial_metrics, *(status.metrics for status in result.rounds)]
+    assert told == [{"accuracy": 0.1 * place} for place in (1, 2, 3)]
+
+
 def test_a_dead_link_abandons_rounds_until_the_run_fails():
     simulation = Simulation(plan(), Quadratic(), World(DEVICES, link=Link(request_lost=1.0)))
     simulation.run()

@@ -61,11 +61,32 @@ def test_migrating_twice_changes_nothing(tmp_path: Path) -> None:
             assert set(sa.inspect(connection).get_table_names()) == {*metadata.tables, "alembic_version"}
 
 
+async def test_a_run_of_before_there_were_initial_metrics_is_kept_and_can_still_get_them(tmp_path: Path) -> None:
+    engine = sa.create_engine(f"sqlite:///{tmp_path / 'fedge.sqlite'}")
+    with engine.begin() as connection:
+        upgrade(connection, "0001")
+        old = sa.Table("runs", sa.MetaData(), autoload_with=connection)
+        assert not {"initial_metrics", "tested_bytes_up"} & set(old.columns.keys())
+        numbers = dict.fromkeys(("rounds_abandoned", "abandoned_in_row", "dual_epoch", "mean_examples"), 0)
+        words = {"run": "tiny-1", "plan": PLAN.model_dump(mode="json"), "phase": "running", "reason": ""}
+        facts = {"created_at": 12.5, "round": 2, "state_round": 1, "rounds_closed": 1, "metrics": {"accuracy": 0.5}}
+        connection.execute(old.insert().values(**words, **facts, **numbers, totals={"traffic": {"up": 9, "down": 7}}))
+    engine.dispose()
+    async with Store.open("", tmp_path) as store:
+        run = await store.run("tiny-1")
+        assert run is not None and (run.metrics, run.totals.traffic.up) == ({"accuracy": 0.5}, 9)
+        assert (run.initial_metrics, run.tested_bytes_up) == (None, None)
+        await store.save_run(replace(run, initial_metrics={}))
+    async with Store.open("", tmp_path) as store:
+        assert await store.run("tiny-1") == replace(run, initial_metrics={})
+
+
 async def test_a_run_comes_back_as_it_was_saved(tmp_path: Path) -> None:
     async with Store.open("", tmp_path) as store:
         run = await store.add_run("tiny", PLAN, 12.5)
         progress, _ = step(run.progress, Opened())
         changed = replace(run, progress=progress, layout=LAYOUT, state_round=4, metrics={"accuracy": 0.5})
+        changed = replace(changed, initial_metrics={"accuracy": 0.1}, tested_bytes_up=2**40)
         await store.save_run(changed)
     async with Store.open("", tmp_path) as store:
         assert await store.run("tiny-1") == changed
