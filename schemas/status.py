@@ -89,6 +89,11 @@ class RunStatus(RunSummary):
     waiting_for: str = Field(default="", description="what keeps a running run from its next round")
     frame_bytes: Traffic = Traffic()
     float32_bytes: Traffic = Traffic()
+    per_bit_accuracy: float | None = Field(
+        default=None,
+        description="percentage points of accuracy gained per megabit up, by the end of the round tested last; "
+        "null: accuracy was not measured, or nothing was sent",
+    )
 
 
 class RunList(Model):

@@ -9,6 +9,7 @@ from dataclasses import replace
 from typing import Any
 
 from fedge.errors import UnknownName
+from fedge.per_bit import per_bit_accuracy
 from fedge.protocol import run as runs
 from schemas.ids import NAME, DeviceId, RunId
 from schemas.messages import Assignment, Outcome, Receipt, UpdateStatus, Work
@@ -193,6 +194,7 @@ class Federation:
             waiting_for=self._waiting_for(row, driver),
             frame_bytes=plus(totals.frame_bytes, now.frame_bytes) if now else totals.frame_bytes,
             float32_bytes=plus(totals.float32_bytes, now.float32_bytes) if now else totals.float32_bytes,
+            per_bit_accuracy=_per_bit_accuracy(row),
         )
 
     async def rounds(self, run: str) -> list[RoundStatus]:
@@ -235,6 +237,11 @@ class Federation:
         if layout is None:
             return 0
         return sum(planning.obstacle(row.plan, layout, d) is None for d in self.house.devices.by_id.values())
+
+
+def _per_bit_accuracy(row: RunRow) -> float | None:
+    initial = row.initial_metrics or {}
+    return per_bit_accuracy(row.metrics.get("accuracy"), initial.get("accuracy"), row.tested_bytes_up or 0)
 
 
 def _stem(task: str) -> str:

@@ -1,7 +1,7 @@
 """A run as a folder that explains itself: what was agreed, what came of it, what it cost.
 
     report.html          all of the below in one file, plots included; opens without a network
-    accuracy_over_rounds.png  accuracy_over_bytes.png  loss.png
+    accuracy_over_rounds.png  accuracy_over_bytes.png  per_bit_accuracy.png  loss.png
     metrics.jsonl        one ``RoundStatus`` a line, oldest first
     model.safetensors    the published model, tensors by their own names
     plan.toml            the plan, every key written out; ``fedge run start`` takes it
@@ -9,7 +9,8 @@
 
 The three ways to count bytes stand side by side, and never mixed: ``bytes`` crossed the devices' sockets, headers,
 polling and enrolment included; ``bytes_frames`` are the encoded updates and models alone; ``bytes_float32`` is what
-the same vectors weigh as bare float32. A simulation has no sockets and reports frames only.
+the same vectors weigh as bare float32. A simulation has no sockets and reports frames only. What was gained per megabit
+(``fedge.per_bit``) counts all that crossed the sockets, or frames where there were none.
 """
 
 from __future__ import annotations
@@ -23,10 +24,11 @@ from pathlib import Path
 from statistics import median
 from typing import Any
 
+from fedge.per_bit import per_bit_accuracy
 from schemas.plan import Plan
 from schemas.status import RoundPhase, RoundStatus, RunSummary, Traffic
 from server_app.report_plots import draw
-from server_app.units import as_bytes, as_percent, as_ratio, as_seconds
+from server_app.units import as_bytes, as_percent, as_points, as_ratio, as_seconds
 
 
 @dataclass(frozen=True, slots=True)
@@ -59,6 +61,22 @@ class Result:
         return self.run.metrics.get("accuracy", tested[-1] if tested else None)
 
     @property
+    def initial_accuracy(self) -> float | None:
+        """The initial model's accuracy on the same test data; None where it was not measured."""
+        return self.run.initial_metrics.get("accuracy")
+
+    @property
+    def per_bit_accuracy(self) -> float | None:
+        """Percentage points of accuracy gained per megabit up, by the end of the round tested last."""
+        tested = [index for index, r in enumerate(self.rounds) if "accuracy" in r.metrics]
+        later = self.rounds[tested[-1] + 1 :] if tested else ()
+        if self.traffic.up:
+            bytes_up = self.traffic.up - sum(r.traffic.up for r in later)
+        else:
+            bytes_up = self.frame_bytes.up - sum(r.frame_bytes.up for r in later)
+        return per_bit_accuracy(self.accuracy, self.initial_accuracy, bytes_up)
+
+    @property
     def rounds_closed(self) -> int:
         """How many rounds made a model."""
         return sum(r.phase is RoundPhase.CLOSED for r in self.rounds)
@@ -80,6 +98,8 @@ def summary(result: Result, report_dir: Path | None) -> dict[str, Any]:
         "reason": result.run.reason,
         "test_accuracy": result.accuracy,
         "metrics": result.run.metrics,
+        "initial_metrics": result.run.initial_metrics,
+        "per_bit_accuracy": result.per_bit_accuracy,
         "rounds": result.rounds_closed,
         "rounds_abandoned": sum(r.phase is RoundPhase.ABANDONED for r in result.rounds),
         "devices": result.devices,
@@ -104,6 +124,7 @@ def rows(result: Result) -> list[tuple[str, str]]:
     cohorts = [len(r.cohort) for r in result.rounds if r.cohort]
     table = [
         ("accuracy on the test data", as_percent(result.accuracy)),
+        ("accuracy gained per megabit up", as_points(result.per_bit_accuracy)),
         ("rounds", f"{result.rounds_closed} of {result.plan.rounds}{_abandoned(result)}"),
         ("devices", f"{result.devices}, {max(cohorts, default=0)} invited to a round"),
         ("weights in the mean", weights_words(result.plan.aggregation.weights, result.shrunk_by)),
@@ -130,7 +151,7 @@ def weights_words(weights: str, shrunk_by: float | None = None) -> str:
 def write(folder: Path, result: Result, model: bytes) -> None:
     """Write the report of ``result`` into ``folder``; ``model`` is a safetensors file."""
     folder.mkdir(parents=True, exist_ok=True)
-    images = draw(result.rounds)
+    images = draw(result.rounds, result.initial_accuracy)
     for name, data in images.items():
         (folder / name).write_bytes(data)
     lines = [r.model_dump_json() + "\n" for r in result.rounds]

@@ -1,12 +1,14 @@
-"""The report's three plots, as PNG bytes. No display, no global state of matplotlib is touched."""
+"""The report's four plots, as PNG bytes. No display, no global state of matplotlib is touched."""
 
 from __future__ import annotations
 
 import io
 from collections.abc import Sequence
+from functools import partial
 from itertools import accumulate
 from typing import TYPE_CHECKING, Any
 
+from fedge.per_bit import per_bit_accuracy
 from schemas.status import RoundStatus, Traffic
 
 if TYPE_CHECKING:
@@ -17,11 +19,13 @@ SIZE_INCHES = (7.2, 4.0)
 DPI = 160
 
 
-def draw(rounds: Sequence[RoundStatus]) -> dict[str, bytes]:
+def draw(rounds: Sequence[RoundStatus], initial_accuracy: float | None = None) -> dict[str, bytes]:
     """Return file name -> PNG; a plot without a single point says so."""
+    gained = partial(_per_bit_accuracy, initial_accuracy=initial_accuracy)
     return {
         "accuracy_over_rounds.png": _plot("Accuracy on the test data, by round", _accuracy_over_rounds, rounds),
         "accuracy_over_bytes.png": _plot("Accuracy on the test data, by bytes sent", _accuracy_over_bytes, rounds),
+        "per_bit_accuracy.png": _plot("Accuracy gained per megabit up, by round", gained, rounds),
         "loss.png": _plot("Loss, by round", _loss, rounds),
     }
 
@@ -62,6 +66,18 @@ def _accuracy_over_bytes(axes: Axes, rounds: Sequence[RoundStatus]) -> None:
         axes.legend(loc="lower right")
     if tested and sent[-1] and bare[-1]:
         axes.set_title(f"{bare[-1] / sent[-1]:.1f} times fewer bytes", loc="right", fontsize=9, color=SENT)
+
+
+def _per_bit_accuracy(axes: Axes, rounds: Sequence[RoundStatus], initial_accuracy: float | None) -> None:
+    up = accumulate(_sent(r).up for r in rounds)
+    gained = [
+        (r.round, per_bit_accuracy(r.metrics.get("accuracy"), initial_accuracy, bytes_up))
+        for r, bytes_up in zip(rounds, up, strict=True)
+    ]
+    _line(axes, [(number, points) for number, points in gained if points is not None], SENT, "published model")
+    axes.set_xlabel("round")
+    axes.set_ylabel("percentage points per megabit up")
+    axes.set_title("compare runs at equal bits", loc="right", fontsize=9, color=SENT)
 
 
 def _loss(axes: Axes, rounds: Sequence[RoundStatus]) -> None:

@@ -31,6 +31,13 @@ def as_ratio(whole: float, part: float) -> str:
     return f"{whole / part:.1f}x" if part else "-"
 
 
+def as_points(points: float | None) -> str:
+    """Return percentage points in three digits, such as ``12.3 points``; a dash where there are none."""
+    if points is None:
+        return "-"
+    return f"{points:.3g} points" if abs(points) < 999.5 else f"{points:,.0f} points"
+
+
 def as_percent(share: float | None) -> str:
     """Return a share of one as percent, such as ``91.2 %``; a dash where there is none."""
     return "-" if share is None else f"{100 * share:.1f} %"

@@ -12,7 +12,7 @@ from schemas.specs import Limits, LinkLimit
 from schemas.status import DeviceList, RoundStatus, RunList, RunStatus, RunSummary, ServerStatus
 from server_app.report import Result, weights_words
 from server_app.report import rows as report_rows
-from server_app.units import as_bytes, as_percent, as_ratio, as_seconds
+from server_app.units import as_bytes, as_percent, as_points, as_ratio, as_seconds
 
 Rows = Sequence[tuple[str, str]]
 
@@ -54,7 +54,6 @@ def run_list(runs: RunList, now: float) -> Table:
 
 def run_facts(run: RunStatus) -> Rows:
     """Return what there is to say about one run."""
-    seen = ", ".join(f"{name} {value:.4g}" for name, value in run.metrics.items())
     rows = [
         ("run", run.run),
         ("task", run.task),
@@ -63,7 +62,9 @@ def run_facts(run: RunStatus) -> Rows:
         ("devices", f"{run.devices} eligible"),
         ("model", f"{run.size:,} coordinates"),
         ("weights in the mean", weights_words(run.plan.aggregation.weights)),
-        ("metrics", seen or "-"),
+        ("metrics", _metrics(run.metrics)),
+        ("  of the initial model", _metrics(run.initial_metrics)),
+        ("accuracy gained per megabit up", as_points(run.per_bit_accuracy)),
         ("up", _cost(run.traffic.up, run.float32_bytes.up)),
         ("  frames alone", _cost(run.frame_bytes.up, run.float32_bytes.up)),
         ("down", _cost(run.traffic.down, run.float32_bytes.down)),
@@ -159,6 +160,10 @@ def limit_words(limits: Limits) -> str:
         f"{as_bytes(link.bytes_per_second)}/s" if link.bytes_per_second is not None else "",
     ]
     return ", ".join(filter(None, parts)) or "-"
+
+
+def _metrics(metrics: Mapping[str, float]) -> str:
+    return ", ".join(f"{name} {value:.4g}" for name, value in metrics.items()) or "-"
 
 
 def _cost(sent: int, bare: int) -> str:

@@ -59,6 +59,9 @@ async def test_the_bytes_a_demo_prints_are_the_bytes_that_crossed_the_sockets(tm
     assert 0 < result.frame_bytes.up < result.traffic.up < result.float32_bytes.up / 8
     assert 0 < result.frame_bytes.down < result.traffic.down < result.float32_bytes.down / 4
     assert result.accuracy is not None and result.accuracy > 0.4
+    assert result.initial_accuracy is not None and result.initial_accuracy < result.accuracy
+    gained = 100 * (result.accuracy - result.initial_accuracy)
+    assert result.per_bit_accuracy == pytest.approx(gained / (8 * proxy.up / 1e6))
     assert processes_naming(tmp_path) == []
 
 

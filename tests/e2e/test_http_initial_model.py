@@ -66,6 +66,25 @@ async def test_rounds_close_while_the_initial_model_is_still_being_tested(tmp_pa
     assert (status.phase, status.initial_metrics, worker.initial_tests) == (RunPhase.FINISHED, INITIAL, 1)
 
 
+async def test_what_a_megabit_bought_is_told_of_the_round_tested_last_and_kept(tmp_path: Path) -> None:
+    async with serving(tmp_path, at_work().running) as server, server.devices("a", "b") as devices:
+        run = await server.start(rounds=3, evaluate_every=2)
+        asked = await take_part(devices, 1)
+        await until(lambda: present(server).initial_metrics is not None)
+        assert (await server.run(run)).per_bit_accuracy is None
+        asked = await invited(devices, await take_part(devices, 1, asked))
+        await until(lambda: bool(present(server).metrics))
+        await devices[0].upload(asked[0])
+        _, told = await server.ask("GET", f"/v1/runs/{run}")
+        _, rounds = await server.ask("GET", f"/v1/runs/{run}/rounds")
+    up = [r["traffic"]["up"] for r in rounds["rounds"]]
+    assert up[2] > 1000 and [bool(r["metrics"]) for r in rounds["rounds"]] == [False, True, False]
+    gained = 100 * (told["metrics"]["accuracy"] - INITIAL["accuracy"])
+    assert told["per_bit_accuracy"] == pytest.approx(gained / (8 * (up[0] + up[1]) / 1e6)) != 0
+    async with serving(tmp_path) as server:
+        assert (await server.run(run)).per_bit_accuracy == told["per_bit_accuracy"]
+
+
 async def test_a_restarted_aggregator_knows_the_initial_metrics_and_does_not_ask_again(tmp_path: Path) -> None:
     async with serving(tmp_path, at_work().running) as server, server.devices("a", "b") as devices:
         run = await server.start(rounds=2)

@@ -42,6 +42,7 @@ def a_result(rounds: tuple[RoundStatus, ...], traffic: Traffic = Traffic(up=100,
         rounds_planned=3,
         created_at=0.0,
         metrics={"accuracy": 0.8333},
+        initial_metrics={"accuracy": 0.2333},
     )
     note = Note("b <script>", "killed", "not seen again")
     frames, bare = Traffic(up=60, down=150), Traffic(up=900, down=1260)
@@ -56,7 +57,7 @@ def test_every_file_is_there_and_parses(tmp_path: Path) -> None:
     write(tmp_path / "new" / "folder", a_result(ROUNDS), model)
     folder = tmp_path / "new" / "folder"
     assert {path.name for path in folder.iterdir()} == {
-        "report.html", "accuracy_over_rounds.png", "accuracy_over_bytes.png", "loss.png",
+        "report.html", "accuracy_over_rounds.png", "accuracy_over_bytes.png", "per_bit_accuracy.png", "loss.png",
         "metrics.jsonl", "model.safetensors", "plan.toml", "summary.json",
     }  # fmt: skip
     lines = (folder / "metrics.jsonl").read_text().splitlines()
@@ -70,7 +71,7 @@ def test_every_file_is_there_and_parses(tmp_path: Path) -> None:
 def test_the_page_needs_no_network_and_trusts_no_name(tmp_path: Path) -> None:
     write(tmp_path, a_result(ROUNDS), b"")
     page = (tmp_path / "report.html").read_text()
-    assert page.count("data:image/png;base64,") == 3
+    assert page.count("data:image/png;base64,") == 4
     assert "http://" not in page and "https://" not in page and "<script" not in page
     assert "b &lt;script&gt;" in page and "abandoned: too few" in page and "83.3 %" in page
 
@@ -110,6 +111,30 @@ def test_a_simulation_claims_no_sockets() -> None:
     assert ("frames up alone, without HTTP", "60 B") in table
 
 
+def test_accuracy_gained_per_megabit_counts_all_that_crossed_the_sockets_and_frames_where_there_were_none() -> None:
+    sockets, frames = a_result(ROUNDS), a_result(ROUNDS, traffic=Traffic())
+    assert summary(sockets, None)["per_bit_accuracy"] == pytest.approx(60 / (8 * 100 / 1e6))
+    assert summary(frames, None)["per_bit_accuracy"] == pytest.approx(60 / (8 * 60 / 1e6))
+    assert summary(sockets, None)["initial_metrics"] == {"accuracy": 0.2333}
+    assert ("accuracy gained per megabit up", "75,000 points") in rows(sockets)
+    assert ("accuracy gained per megabit up", "125,000 points") in rows(frames)
+
+
+def test_what_was_sent_after_the_last_test_bought_nothing_that_is_known() -> None:
+    later = closed(4, metrics={}, traffic=Traffic(up=40), frame_bytes=Traffic(up=10))
+    sockets, frames = a_result((*ROUNDS, later)), a_result((*ROUNDS, later), traffic=Traffic())
+    assert sockets.per_bit_accuracy == pytest.approx(60 / (8 * 60 / 1e6))
+    assert frames.per_bit_accuracy == pytest.approx(60 / (8 * 50 / 1e6))
+
+
+def test_nothing_is_said_to_be_gained_where_no_accuracy_was_measured() -> None:
+    result = a_result(ROUNDS)
+    for told in ({"metrics": {"loss": 0.1}}, {"initial_metrics": {}}, {"initial_metrics": {"loss": 0.1}}):
+        untold = replace(result, rounds=(), run=result.run.model_copy(update=told))
+        assert summary(untold, None)["per_bit_accuracy"] is None
+        assert ("accuracy gained per megabit up", "-") in rows(untold)
+
+
 def test_accuracy_falls_back_to_the_last_round_that_was_tested() -> None:
     result = a_result((closed(1), closed(2, metrics={})))
     untold = replace(result, run=result.run.model_copy(update={"metrics": {}}))
@@ -124,7 +149,8 @@ def test_bytes_of_abandoned_rounds_are_counted_on_the_way() -> None:
 
 @pytest.mark.parametrize("rounds", [(), (closed(1, metrics={}, loss=None),), (closed(1),)])
 def test_a_run_with_next_to_nothing_measured_still_has_plots(rounds: tuple[RoundStatus, ...]) -> None:
-    assert all(data.startswith(PNG) and len(data) > 5000 for data in draw(rounds).values())
+    for initial in (None, 0.2):
+        assert all(data.startswith(PNG) and len(data) > 5000 for data in draw(rounds, initial).values())
 
 
 def test_a_plan_as_toml_reads_back_the_same() -> None:

@@ -1,6 +1,7 @@
 """``fedge`` as far as it goes without an aggregator."""
 
 import json
+import re
 from pathlib import Path
 
 import pytest
@@ -13,7 +14,7 @@ from server_app.cli import main, server
 from server_app.cli.plans import altered
 from server_app.cli.tables import run_facts
 from server_app.demo import default_plan
-from server_app.units import as_bytes, as_percent, as_ratio, as_seconds
+from server_app.units import as_bytes, as_percent, as_points, as_ratio, as_seconds
 
 COMMANDS = Path(__file__).parents[3] / "docs" / "cli.md"
 PLAN = 'task = "fedge.tasks.wisdm:task"\nrounds = 2\n[cohort]\ndevices = 3\n[local]\nepochs = 1\n'
@@ -28,6 +29,10 @@ def test_a_simulation_prints_a_table_and_keeps_a_report(tmp_path: Path) -> None:
     plan.write_text(PLAN)
     ended = fedge("simulate", str(plan), "--report-dir", str(report))
     assert ended.exit_code == 0, ended.output
+    kept = json.loads((report / "summary.json").read_text())
+    gained = 100 * (kept["test_accuracy"] - kept["initial_metrics"]["accuracy"])
+    assert kept["per_bit_accuracy"] == pytest.approx(gained / (8 * kept["bytes_up_frames"] / 1e6))
+    assert f"accuracy gained per megabit up {as_points(kept['per_bit_accuracy'])}" in re.sub(" +", " ", ended.stdout)
     assert "accuracy on the test data" in ended.stdout and "round 2 closed, 3 of 3 updates" in ended.stderr
     assert "sockets" not in ended.stdout
     assert sum(tensor.size for tensor in load_file(report / "model.safetensors").values()) > 10_000
@@ -111,6 +116,18 @@ def test_quantities_read_well() -> None:
     ]  # fmt: skip
     assert [as_seconds(s) for s in (0.04, 59.9, 60, 3725)] == ["0.0 s", "59.9 s", "1 min 00 s", "1 h 02 min"]
     assert (as_ratio(32, 3), as_ratio(1, 0), as_percent(None), as_percent(0.5)) == ("10.7x", "-", "-", "50.0 %")
+    assert [as_points(p) for p in (None, 0.01234, 12.345, -7.0, 999.4, 62_500.4)] == [
+        "-", "0.0123 points", "12.3 points", "-7 points", "999 points", "62,500 points",
+    ]  # fmt: skip
+
+
+def test_a_run_shows_what_its_initial_model_was_worth_and_what_a_megabit_bought() -> None:
+    plan = plan_from_toml(PLAN)
+    run = {"run": "wisdm-1", "task": plan.task, "phase": RunPhase.RUNNING, "rounds_closed": 1, "rounds_planned": 2}
+    measured = {"metrics": {"accuracy": 0.5}, "initial_metrics": {"accuracy": 0.125}, "per_bit_accuracy": 12.345}
+    told = dict(run_facts(RunStatus(**run, created_at=0.0, plan=plan, **measured)))
+    assert (told["metrics"], told["  of the initial model"]) == ("accuracy 0.5", "accuracy 0.125")
+    assert told["accuracy gained per megabit up"] == "12.3 points"
 
 
 def test_a_run_without_traffic_shows_no_ratio_to_float32() -> None:
@@ -119,6 +136,7 @@ def test_a_run_without_traffic_shows_no_ratio_to_float32() -> None:
     told = dict(run_facts(RunStatus(**run, created_at=0.0, plan=plan, traffic=Traffic(up=900))))
     assert told["up"] == "900 B, float32 would be 0 B (-)"
     assert told["weights in the mean"] == "plain, unbiased"
+    assert (told["  of the initial model"], told["accuracy gained per megabit up"]) == ("-", "-")
     sums = {"frame_bytes": Traffic(up=100), "float32_bytes": Traffic(up=1500)}
     rows = run_facts(RunStatus(**run, created_at=0.0, plan=plan, traffic=Traffic(up=900), **sums))
     assert ("  frames alone", "100 B, float32 would be 1.50 kB (15.0x)") in rows
