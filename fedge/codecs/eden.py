@@ -50,7 +50,7 @@ import numpy as np
 import numpy.typing as npt
 
 from fedge import seeds
-from fedge.codecs import entropy, lloyd, twin
+from fedge.codecs import entropy, lloyd, sharing, twin
 from fedge.codecs.base import (
     Mask,
     Part,
@@ -128,7 +128,7 @@ class Eden:
             return [self._encode_fixed(x, part.seed % _SEEDS) for x, part in zip(vectors, parts, strict=True)]
         most = sum(self.size_bytes(x.size) for x in vectors)
         seeded = [(x, p.seed % _SEEDS, Chunks(*p.rows)) for x, p in zip(vectors, parts, strict=True)]
-        return entropy.encode_together(seeded, self.bits, most)
+        return sharing.encode_together(seeded, self.bits, most)
 
     def _encode_fixed(self, vector: Vector, seed: int) -> bytes:
         shape = plan(self.bits, vector.size)

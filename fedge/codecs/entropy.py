@@ -4,7 +4,8 @@ Every block is rotated (``rotation.py``), its coordinates y/σ are rounded to mu
 and the multiples travel through a range coder with the frequencies of a Gaussian (``rans.py``). How fine each block's
 step is follows from its scale σ and one number for all of them, the slope (``slope.py``). Where it pays, coordinates of
 like energy are brought together first (``grouping.py``). Where a few products of a column and a row say much of a
-matrix, they travel before it, and all of this is done to the rest (``factors.py``).
+matrix, they travel before it, and all of this is done to the rest (``factors.py``). What pays is decided for a whole
+update at once (``sharing.py``).
 
     k = round(y/(σ s)),    x_hat = S · R^-1·k,    S = ||y||²/<y, k>,    E[x_hat] = x
 
@@ -29,10 +30,8 @@ zeros too (the i-th coordinate if n < 32). What factors say is not among them, a
 
 from __future__ import annotations
 
-import itertools
 import math
 import struct
-from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -40,7 +39,7 @@ import numpy as np
 from fedge.codecs import block_scales, gaussian, grouping, slope
 from fedge.codecs.base import LARGEST, Mask, Sum, Vector, add_weighted, check_finite, drop_and_rescale
 from fedge.codecs.block_codes import Blocks, decode_blocks, encode_blocks, energies
-from fedge.codecs.factors import Factors, Search, levels_of, predict, read_factors, shape_of
+from fedge.codecs.factors import Factors, read_factors, shape_of
 from fedge.codecs.gaussian import UNITS, Doubles, Ints
 from fedge.codecs.grouping import Chunks, Cut
 from fedge.codecs.plan import SMALLEST_ROTATED
@@ -54,8 +53,6 @@ _CHUNKS = struct.Struct("<HH")
 _LANES = (1, 4, 16)
 _LANES_FROM_BYTES = (0, 4096, 65_536)
 _GROUPED = 4
-_PASSES = 3  # of looking for factors, each at the slope that those of the last have left
-WORTH_GROUPING, WORTH_FACTORS = 0.97, 0.98
 
 
 @dataclass(frozen=True, slots=True)
@@ -134,11 +131,6 @@ class Prospect:
         return head + block_scales.size_bytes(self.levels.sizes.size)
 
 
-def _chunk_levels(subject: Subject) -> Levels:
-    sizes = subject.chunks.sizes(subject.vector.size)
-    return levels_of(energies(subject.vector, sizes)[0], sizes)
-
-
 def prospect(subject: Subject, sizes: Ints, energy: Doubles) -> Prospect | None:
     """Return what grouping chunks of these sizes and energies would give; None if they are all of one class."""
     classes = subject.lead.classes if subject.lead else grouping.classes_of(energy, sizes)
@@ -177,134 +169,6 @@ def _sketch(of: Subject, vector: Vector, order: Ints | None, classes: Ints | Non
     reference = round(UNITS * math.log2(top)) if top > 0 else 0
     head = b"" if classes is None else of.head(classes)
     return Sketch(of, vector, order, head, cut, energy, top, coarse, reference)
-
-
-def _worth_grouping(plain: Sketch, grouped: Prospect, at_slope: int) -> bool:
-    """Whether grouping saves 3 % of the cost: error, and bits at the price of error. Vectors without structure gain
-    about as much as the order costs, and stay as they are. The price is that of a slope for which the order was free,
-    too low where the order takes much of the bits: see :class:`_Choice`."""
-
-    def cost(levels: Levels, side: int) -> float:
-        bits = slope.bits_at(at_slope, [levels]) + 8 * side
-        return slope.error_at(at_slope, levels) + slope.price_of_bit(at_slope) * bits
-
-    return cost(grouped.levels, grouped.side_bytes) < WORTH_GROUPING * cost(plain.levels, plain.side_bytes)
-
-
-def encode_together(parts: Sequence[tuple[Vector, int, Chunks]], bits: float, most_bytes: int) -> list[bytes]:
-    """Return a payload for each (vector, seed, chunks), all by one slope: ``bits`` per coordinate on average.
-
-    All of them take at most ``most_bytes``; ``bits`` pays for codes, and for what grouping needs beside them.
-
-    Raises:
-        CodecError: a coordinate that is not finite.
-    """
-    known = {i: write_raw(x) for i, (x, _, _) in enumerate(parts) if x.size < SMALLEST_ROTATED}
-    subjects = {i: Subject(x, chunks) for i, (x, _, chunks) in enumerate(parts) if i not in known}
-    seeds, room = [seed for _, seed, _ in parts], most_bytes - sum(map(len, known.values()))
-    budget = bits * sum(subject.vector.size for subject in subjects.values())
-    surveys = {i: survey(subject) for i, subject in subjects.items()}
-    plain = {i: way for i, (way, _) in surveys.items()}
-    prospects = {i: found for i, (_, found) in surveys.items() if found}
-    hoped = Levels.joined([(prospects.get(i) or way).levels for i, way in plain.items()])
-    at_slope = slope.solve(budget, [hoped])
-    worth = {i: to for i, to in prospects.items() if _worth_grouping(plain[i], to, at_slope)}
-    led = _led(subjects, budget, at_slope, slope.error_at(at_slope, hoped), seeds)
-    for choice in itertools.chain(_with_leads(led, plain, worth, budget), _without(plain, worth, budget)):
-        if (written := _write_within(room, choice, seeds)) is not None:
-            return [(known | written)[i] for i in range(len(parts))]
-    raise CodecError(f"expected room for {len(subjects)} vectors at the coarsest steps, got {room} bytes")
-
-
-def _with_leads(
-    led: Mapping[int, Subject], plain: Mapping[int, Sketch], worth: Mapping[int, Prospect], budget: float
-) -> Iterator[_Choice]:
-    """Yield the way to send vectors after what leads them, if there is one."""
-    if led:
-        grouped = {i: regroup(plain[i].subject, to) for i, to in worth.items() if i not in led}
-        after = {i: regroup(subject, to) for i, subject in led.items() if (to := survey(subject)[1])}
-        yield _Choice.of({**plain, **grouped, **after}, budget)
-
-
-def _without(plain: Mapping[int, Sketch], worth: Mapping[int, Prospect], budget: float) -> Iterator[_Choice]:
-    """Yield the ways to send vectors as they are and grouped, the better one first."""
-    choices = [_Choice.of(plain, budget)]
-    if worth:
-        grouped = {i: regroup(plain[i].subject, to) for i, to in worth.items()}
-        choices.append(_Choice.of({**plain, **grouped}, budget))
-    yield from sorted(choices, key=lambda choice: choice.error)
-
-
-def _left_for_codes(budget: float, ways: Mapping[int, Sketch]) -> float:
-    """Return what is left of ``budget`` when grouping and factors have been paid."""
-    extra = sum(way.side_bytes - side_bytes(way.vector.size) for way in ways.values())
-    return budget - 8 * extra - sum(way.factor_bits for way in ways.values())
-
-
-def _led(
-    subjects: Mapping[int, Subject], budget: float, at_slope: int, error: float, seeds: Sequence[int]
-) -> dict[int, Subject]:
-    """Return those of ``subjects`` that have factors worth their bits, as what these leave of them; none if all of them
-    would not save 2 % of ``error``, which is expected at ``at_slope`` without."""
-    shapes = {i: shape_of(subject.chunks, subject.vector.size) for i, subject in subjects.items()}
-    searches = {i: Search(subjects[i].vector, subjects[i].chunks, shape) for i, shape in shapes.items() if shape}
-    others = [_chunk_levels(subject) for i, subject in subjects.items() if i not in searches]
-    for _ in range(_PASSES):
-        for search in searches.values():
-            search.extend(at_slope)
-        if not any(search.rank for search in searches.values()):
-            return {}
-        spent = sum(search.bits for search in searches.values())
-        levels = Levels.joined([*(search.levels for search in searches.values()), *others])
-        last, at_slope = at_slope, slope.solve(budget - spent, [levels])
-        if at_slope > last - UNITS // 16:
-            break
-    if slope.error_at(at_slope, levels) > WORTH_FACTORS * error:
-        return {}
-    led = {}
-    for i, search in searches.items():
-        classes = grouping.classes_of(search.energy, search.sizes)
-        if found := search.factors(at_slope, classes):
-            rest = subjects[i].vector.copy()
-            with np.errstate(over="ignore"):
-                rest[search.shape.where] -= predict(*found, seeds[i])
-            if np.isfinite(rest).all():
-                led[i] = Subject(rest, subjects[i].chunks, Lead(*found, classes))
-    return led
-
-
-@dataclass(frozen=True, slots=True)
-class _Choice:
-    """One way to send an update. At the lowest rates, to say of which class each chunk is may take more than there is,
-    so what grouping gives is compared once more when all of it is known."""
-
-    ways: Mapping[int, Sketch]
-    budget: float
-    at_slope: int
-    error: float  # that is expected; inf if the codes cannot have so few bits
-
-    @classmethod
-    def of(cls, ways: Mapping[int, Sketch], budget: float) -> _Choice:
-        """Return ``ways`` with ``budget`` bits for codes, and for what grouping and factors need beside them."""
-        budget = _left_for_codes(budget, ways)
-        levels = Levels.joined([way.levels for way in ways.values()])
-        at_slope = slope.solve(budget, [levels])
-        fits = slope.bits_at(at_slope, [levels]) <= budget
-        return cls(ways, budget, at_slope, slope.error_at(at_slope, levels) if fits else math.inf)
-
-
-def _write_within(room: int, choice: _Choice, seeds: Sequence[int]) -> dict[int, bytes] | None:
-    """Return the payloads; None if the coarsest steps take more than ``room`` bytes."""
-    at_slope, ways = choice.at_slope, choice.ways
-    coarsest = slope.coarsest([way.levels for way in ways.values()])
-    while True:
-        written = {i: write(way, at_slope, seeds[i]) for i, way in ways.items()}
-        over = sum(map(len, written.values())) - room
-        if over <= 0:
-            return written
-        if at_slope >= coarsest:
-            return None
-        at_slope = min(at_slope + 1 + int(8 * over * UNITS / max(choice.budget, 1.0)), coarsest)
 
 
 def side_bytes(size: int) -> int:
