@@ -166,14 +166,15 @@ class _Draft:
         """Return what is kept if as much is kept as fits into ``most_bytes``, beginning with ``kept`` coordinates.
 
         Each draft says how far K is off, by what a kept coordinate takes: first on average, then between the last two.
-        Levels, and what a cell takes, are those of the first draft: a few coordinates more or less do not move them.
+        Levels are those of the first draft, and cells are not found anew: a few coordinates more or less do not move
+        levels, and are all of the lowest cell.
         """
         chosen = self.choose(kept)
         levels = self.codebooks(kept, chosen)
         found = self.quantized(chosen, levels)
         size = float(total_bytes(found))
         heads = sum(map(payload.side_bytes, (mine.size.bit_length() for mine in levels)))
-        cells = sum(one.coded_cells.size_bytes for one in found) / kept
+        cells = [one.coded_cells for one in found]
         each = max(size - heads, 1.0) / kept
         least, most = 0, self.candidates.count + 1
         for _ in range(ROUNDS):
@@ -190,7 +191,8 @@ class _Draft:
             kept = kept + int((most_bytes - SLACK / 4 * most_bytes - size) / each)
             kept = min(max(kept, least + 1), most - 1)
             chosen, found = self.choose(kept), []
-            size = heads + cells * kept + self.places_bytes(chosen)
+            size = heads + self.places_bytes(chosen)
+            size += sum(mine.size_at(places.size) for mine, (places, _) in zip(cells, chosen, strict=True))
             slope = (size - before[1]) / (kept - before[0]) if kept != before[0] else 0.0
             each = slope if slope > 0 else max(size - heads, 1.0) / kept
         return self._cut_to_fit(kept, found or self.quantized(chosen, levels), levels, each, most_bytes)
@@ -199,9 +201,15 @@ class _Draft:
         self, kept: int, found: list[Kept], levels: Sequence[payload.Levels], each: float, most_bytes: int
     ) -> list[Kept]:
         """Return ``found``, of ``kept`` coordinates, with as few less as make it fit."""
-        while (excess := total_bytes(found) - most_bytes) > 0 and kept > 0:
-            kept = max(0, kept - max(1, min(math.ceil(excess / each), kept // 2)))
+        size, share = total_bytes(found), SLACK / 4
+        while size > most_bytes and kept > 0:
+            fewer = math.ceil((size - (1.0 - share) * most_bytes) / each)
+            before, share = (kept, size), 2 * share
+            kept = max(0, kept - max(1, min(fewer, kept // 2)))
             found = self.quantized(self.choose(kept), levels)
+            size = total_bytes(found)
+            slope = (before[1] - size) / (before[0] - kept)
+            each = slope if slope > 0 else each
         return found
 
     def codebooks(self, kept: int, chosen: Sequence[tuple[Ints, Vector]]) -> list[payload.Levels]:

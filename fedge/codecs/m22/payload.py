@@ -87,6 +87,14 @@ class CodedCells:
     peeled: tuple[subset.Subset, ...] | None
     size_bytes: int
 
+    def size_at(self, count: int) -> float:
+        """Return about how many bytes the cells would take if ``count`` were kept: those that come or go are lowest."""
+        if self.peeled is None or count == 0:
+            return count * self.width / 8
+        first, *rest = self.peeled
+        share = min(first.members.size / count, 1.0)
+        return count * float(subset.expected_bits(np.array(share))) / 8 + sum(part.size_bytes for part in rest)
+
     def to_bytes(self) -> bytes:
         """Return the coded cells, ``size_bytes`` long."""
         if self.width == 0:
