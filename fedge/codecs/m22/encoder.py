@@ -33,7 +33,7 @@ from fedge.codecs.block_codes import energies
 from fedge.codecs.m22 import payload, sparse
 from fedge.codecs.m22.codebook import Family, codebooks, laws
 from fedge.codecs.m22.estimate import Fit
-from fedge.codecs.m22.histogram import Histogram, Prediction, histogram, predict, predict_all
+from fedge.codecs.m22.histogram import Histogram, Prediction, histogram, predict, predict_all, predict_one_level
 from fedge.codecs.m22.payload import MOST_LEVELS_BITS, Kept
 from fedge.codecs.m22.sparse import MAGNITUDE_MASK, Ints, Words
 from fedge.codecs.m22.subset import choose
@@ -48,8 +48,9 @@ SLACK = 0.002
 """A budget counts as used when no more than this of it is left."""
 WORTH_ALL = 0.97
 """Zeros are kept only where that takes so much off the error."""
-SURPRISE = 0.95
-"""The second best R is tried where it should lose less than this of what the best one turned out to lose."""
+SURPRISE, CLOSE, FEW = 0.95, 1.05, 1 << 18
+"""The second best plan is tried where it should lose less than this of what the best one turned out to lose: the second
+number up to so many coordinates, whose segments are few enough to make predictions uncertain and quick to try."""
 HEADS_BYTES = 5
 """What positions and cells take beside gaps and codes: kinds and counts."""
 LEAST_PER_LEVEL = 4
@@ -108,11 +109,12 @@ def encode_together(parts: Sequence[Part], settings: Settings, most_bytes: int) 
     best: list[Kept] = []
     lost = np.inf
     for plan in plans[:2]:
-        if best and plan.error >= SURPRISE * lost:
+        if best and plan.error >= (CLOSE if found.size <= FEW else SURPRISE) * lost:
             break
         candidates = gather(vectors, found, plan.kept)
         draft = _Draft(vectors, sums, candidates, found_laws, settings, plan.levels_bits, parts[0].seed)
-        kept = draft.fit(min(max(round(plan.kept), 1), candidates.count), most_bytes)
+        most = int(min(plan.most, candidates.count))
+        kept = draft.fit(min(max(round(plan.kept), 1), most), most, most_bytes)
         error = sum(one.error * energy for one, energy in zip(kept, sums, strict=True)) / (sum(sums) or 1.0)
         if error < lost:
             best, lost = kept, error
@@ -124,7 +126,7 @@ def _plans(found: Histogram, budget: float, count: int, levels_bits: int | None)
     highest = min(MOST_LEVELS_BITS, int(budget / max(found.size, 1)) + 3) if levels_bits is None else levels_bits
     rates = range(1, highest + 1)
     budgets = {rate: budget - 8 * count * (payload.side_bytes(rate) + HEADS_BYTES) for rate in rates}
-    some = [predict(found, budgets[rate], rate) for rate in rates]
+    some = [predict_one_level(found, budgets[1]), *(predict(found, budgets[rate], rate) for rate in rates[1:])]
     everything = [plan for rate in rates if (plan := predict_all(found, budgets[rate], rate))]
     if levels_bits is not None:
         affordable = next((plan for plan in reversed(some) if plan.kept >= 1), some[0])
@@ -162,8 +164,10 @@ class _Draft:
     levels_bits: int
     seed: int
 
-    def fit(self, kept: int, most_bytes: int) -> list[Kept]:
+    def fit(self, kept: int, most_kept: int, most_bytes: int) -> list[Kept]:
         """Return what is kept if as much is kept as fits into ``most_bytes``, beginning with ``kept`` coordinates.
+
+        At most ``most_kept`` are.
 
         Each draft says how far K is off, by what a kept coordinate takes: first on average, then between the last two.
         Levels are those of the first draft, and cells are not found anew: a few coordinates more or less do not move
@@ -176,7 +180,7 @@ class _Draft:
         heads = sum(map(payload.side_bytes, (mine.size.bit_length() for mine in levels)))
         cells = [one.coded_cells for one in found]
         each = max(size - heads, 1.0) / kept
-        least, most = 0, self.candidates.count + 1
+        least, most = 0, most_kept + 1
         for _ in range(ROUNDS):
             if size <= most_bytes:
                 least = kept

@@ -71,6 +71,8 @@ class Prediction:
     levels_bits: int
     kept: float
     error: float
+    most: float = np.inf
+    """Keeping more than this loses more, though there may be bytes for it."""
 
 
 def histogram(vectors: Sequence[Vector]) -> Histogram:
@@ -125,6 +127,23 @@ def predict(found: Histogram, budget_bits: float, levels_bits: int) -> Predictio
         each = 1.0 + entropy_bits(np.bincount(cells, counts, levels.size).astype(np.float64))
     captured = float(counts @ (x**2 * (1.0 - WITHIN) - (x - levels[cells]) ** 2)) * kept / float(counts.sum())
     return Prediction(levels_bits, kept, 1.0 - captured / found.energy)
+
+
+def predict_one_level(found: Histogram, budget_bits: float) -> Prediction:
+    """Return what R = 1 would keep and lose: K magnitudes at their mean m capture K·m², most where K is right.
+
+    Of light tails that is all, of heavy ones fewer than there would be bytes for.
+    """
+    if found.counts.size == 0 or budget_bits <= 0:
+        return Prediction(1, 0.0, 1.0)
+    kept = found.from_above
+    fits = found.position_bits + kept <= budget_bits
+    sums = np.cumsum((found.counts * found.magnitudes)[::-1])
+    captured = np.where(fits, sums**2 / kept, 0.0)
+    best = int(np.argmax(captured))
+    if captured[best] == 0.0 or best + 1 == kept.size or not fits[best + 1]:
+        return predict(found, budget_bits, 1)  # the budget is the bound, somewhere in this bin
+    return Prediction(1, float(kept[best]), 1.0 - float(captured[best]) / found.energy, float(kept[best]))
 
 
 def predict_all(found: Histogram, budget_bits: float, levels_bits: int) -> Prediction | None:
