@@ -55,6 +55,7 @@ class LocalRun:
     learning_rate: float
     weight_decay: float
     clip_norm: float | None
+    optimizer: str = "sgd"
 
 
 @dataclass(frozen=True, slots=True)

@@ -260,6 +260,7 @@ def local_run(spec: LocalSpec) -> LocalRun:
         learning_rate=spec.learning_rate,
         weight_decay=spec.weight_decay,
         clip_norm=spec.clip_norm or None,
+        optimizer=spec.optimizer,
     )
 
 

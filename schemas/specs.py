@@ -37,7 +37,7 @@ AlgorithmSpec = Annotated[FedAvg | FedProx | FedDyn, Field(discriminator="name")
 
 
 class LocalSpec(Model):
-    """Local training: plain SGD, as the plan states it and as one round gets it."""
+    """Local training, as the plan states it and as one round gets it."""
 
     epochs: int = Field(default=5, ge=1, le=10_000)
     batch_size: int = Field(default=32, ge=1, le=1_000_000)
@@ -45,6 +45,7 @@ class LocalSpec(Model):
     learning_rate_decay: float = Field(default=1.0, gt=0, le=1)
     weight_decay: float = Field(default=1e-3, ge=0, description="FedDyn wants some: it damps the dual")
     clip_norm: float = Field(default=10.0, ge=0, description="global gradient norm; 0 switches clipping off")
+    optimizer: Literal["sgd", "adam"] = Field(default="sgd", description="adam begins every round without moments")
 
 
 def codec_name(codec: str, coding: str) -> str:

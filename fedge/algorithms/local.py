@@ -1,9 +1,12 @@
-"""The local run: plain SGD in torch, with what the algorithm adds to the gradient.
+"""The local run: SGD or Adam in torch, with what the algorithm adds to the gradient.
 
     for each epoch, each batch of the epoch's order:
         g ← ∇L(x) + pull · (x - anchor + dual)         the algorithm's terms, before clipping
         g ← g · min(1, clip_norm / ‖g‖)
-        x ← x - η · (g + weight_decay · x)             η = min(learning_rate, 1/pull)
+        g ← g + weight_decay · x
+        sgd     x ← x - η · g                          η = min(learning_rate, 1/pull)
+        adam    m ← β₁ m + (1 - β₁) g,   v ← β₂ v + (1 - β₂) g²
+                x ← x - learning_rate · m/(1 - β₁ᵗ) / (√(v/(1 - β₂ᵗ)) + ε)      t = 1, 2, .. over all epochs
     delta = x - anchor
 
 The terms are added as a whole before the clip: at a device's optimum ∇L + pull·(x - anchor + dual) is 0, so clipping
@@ -11,8 +14,13 @@ does not move it. (Clipping ∇L + pull·(dual - anchor) and adding pull·x late
 vector that stays at pull·‖anchor‖.) The order of examples in epoch e comes from ``derive(seed, e)``: the same
 everywhere. Tensors that are not trained (BatchNorm statistics) report what they changed by.
 
-A device with very few examples has a strong pull under FedDyn; a step longer than 1/pull would leap over the point
-it is pulled to, and from 2/pull on it would run away.
+A device with very few examples has a strong pull under FedDyn; a step of SGD longer than 1/pull would leap over the
+point it is pulled to, and from 2/pull on it would run away. A step of Adam is about ``learning_rate`` long in every
+coordinate, however strong the pull, so there is nothing to bound.
+
+Adam is Algorithm 1 of D. P. Kingma and J. Ba, ICLR 2015 (https://arxiv.org/abs/1412.6980), β₁ = 0.9, β₂ = 0.999,
+ε = 1e-8. Its moments start from zero in every round: a device keeps nothing of a local run between rounds, and moments
+gathered around the params of an earlier round, perhaps many rounds ago, would be those of another gradient.
 
 One thread gives one result: call ``torch.set_num_threads(1)`` in the process that trains.
 
@@ -24,7 +32,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Literal, get_args
 
 import numpy as np
 import torch
@@ -41,6 +49,9 @@ if TYPE_CHECKING:
 
 EVALUATION_BATCH = 1024
 
+Optimizer = Literal["sgd", "adam"]
+BETA1, BETA2, EPSILON = 0.9, 0.999, 1e-8
+
 OnProgress = Callable[[int, float], None]
 """Called after every epoch with the epoch, from 0, and its mean loss."""
 
@@ -54,6 +65,7 @@ class LocalSpec:
     learning_rate: float
     weight_decay: float = 0.0
     clip_norm: float | None = None
+    optimizer: Optimizer = "sgd"
 
     def __post_init__(self) -> None:
         if self.epochs < 1 or self.batch_size < 1:
@@ -64,6 +76,9 @@ class LocalSpec:
             raise AlgorithmError(f"local: expected learning_rate > 0 and weight_decay >= 0, got {got}")
         if self.clip_norm is not None and not self.clip_norm > 0:
             raise AlgorithmError(f"local: expected clip_norm above 0 or none, got {self.clip_norm}")
+        if self.optimizer not in get_args(Optimizer):
+            known = " or ".join(get_args(Optimizer))
+            raise AlgorithmError(f"local: expected an optimizer, {known}, got {self.optimizer!r}")
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -178,7 +193,7 @@ class _FlatModel:
 
 
 class _Step:
-    """One step of SGD on a flat model."""
+    """One step of SGD or Adam on a flat model."""
 
     def __init__(self, flat: _FlatModel, anchor: Vector, terms: LocalTerms, spec: LocalSpec) -> None:
         self.flat, self.terms, self.spec = flat, terms, spec
@@ -187,6 +202,7 @@ class _Step:
         if terms.dual is not None:
             centre = centre - terms.dual[:count].astype(np.float32)
         self.centre = torch.from_numpy(centre).to(device)
+        self.adam = _Adam(flat.params, spec.learning_rate) if spec.optimizer == "adam" else None
         self.rate = min(spec.learning_rate, 1 / terms.pull) if terms.pull else spec.learning_rate
 
     def __call__(self, loss: Tensor) -> None:
@@ -199,7 +215,25 @@ class _Step:
             grads.mul_(torch.clamp(spec.clip_norm / (torch.linalg.vector_norm(grads) + 1e-6), max=1.0))
         if spec.weight_decay:
             grads.add_(params, alpha=spec.weight_decay)
-        params.add_(grads, alpha=-self.rate)
+        if self.adam is None:
+            params.add_(grads, alpha=-self.rate)
+        else:
+            self.adam(grads)
+
+
+class _Adam:
+    """Adam's moments, zeros at first, and its step."""
+
+    def __init__(self, params: Tensor, rate: float) -> None:
+        self.params, self.rate, self.steps = params, rate, 0
+        self.mean, self.square = torch.zeros_like(params), torch.zeros_like(params)
+
+    def __call__(self, grads: Tensor) -> None:
+        self.steps += 1
+        self.mean.lerp_(grads, 1 - BETA1)
+        self.square.mul_(BETA2).addcmul_(grads, grads, value=1 - BETA2)
+        scale = (self.square / (1 - BETA2**self.steps)).sqrt_().add_(EPSILON)
+        self.params.addcdiv_(self.mean, scale, value=-self.rate / (1 - BETA1**self.steps))
 
 
 def _batches(count: int, batch_size: int, seed: int) -> Iterator[Tensor]:

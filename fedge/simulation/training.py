@@ -67,4 +67,5 @@ def as_steps(local: LocalSpec) -> Steps:
         learning_rate=local.learning_rate,
         weight_decay=local.weight_decay,
         clip_norm=local.clip_norm or None,
+        optimizer=local.optimizer,
     )

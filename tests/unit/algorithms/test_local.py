@@ -85,6 +85,40 @@ def test_training_is_the_written_equations(terms, weight_decay, clip_norm):
     assert result.delta.dtype == np.float32
 
 
+def with_torchs_adam(anchor: Vector, spec: LocalSpec, terms: LocalTerms, seed: int) -> np.ndarray:
+    """The module's equations on the linear model with the steps of torch.optim.Adam, in float64."""
+    inputs, targets = torch.from_numpy(np.c_[DATA.inputs, np.ones(30)]), torch.from_numpy(DATA.targets[:, 0])
+    centre = torch.from_numpy(anchor).double()
+    x = centre.clone().requires_grad_()
+    adam = torch.optim.Adam([x], lr=spec.learning_rate, weight_decay=spec.weight_decay)
+    for epoch in range(spec.epochs):
+        order = seeds.permutation(seeds.derive(seed, epoch), 30)
+        for start in range(0, 30, spec.batch_size):
+            rows = order[start : start + spec.batch_size]
+            pulled = terms.pull / 2 * ((x - centre + (0 if terms.dual is None else torch.from_numpy(terms.dual))) ** 2)
+            adam.zero_grad()
+            torch.autograd.backward(((inputs[rows] @ x - targets[rows]) ** 2).mean() + pulled.sum())
+            if spec.clip_norm is not None:
+                nn.utils.clip_grad_norm_([x], spec.clip_norm)
+            adam.step()
+    return (x.detach() - centre).numpy()
+
+
+@pytest.mark.parametrize("clip_norm", [None, 0.5])
+@pytest.mark.parametrize("weight_decay", [0.0, 0.1])
+@pytest.mark.parametrize("terms", [NONE, LocalTerms(30.0, np.linspace(-1, 1, 9))])
+def test_adam_takes_the_steps_of_torchs_adam(terms, weight_decay, clip_norm):
+    spec = LocalSpec(3, 8, 0.05, weight_decay, clip_norm, "adam")
+    _, _, anchor = prepared(TASK)
+    expected = with_torchs_adam(anchor, spec, terms, 3)
+    np.testing.assert_allclose(run(TASK, spec, terms).delta, expected, rtol=1e-3, atol=1e-5)
+
+
+def test_adam_starts_every_run_without_moments():
+    spec = LocalSpec(2, 8, 0.05, optimizer="adam")
+    assert run(TASK, spec).delta.tobytes() == run(TASK, spec).delta.tobytes()
+
+
 def test_a_local_optimum_is_left_alone_whatever_the_clip():
     """There ∇L + pull·(x - anchor + dual) is 0; clipping only a part of it would move x."""
     _, _, anchor = prepared(TASK)
@@ -179,6 +213,7 @@ def test_evaluation_is_the_mean_over_examples_whatever_the_batches(monkeypatch):
         ((1, 8, float("nan")), "expected learning_rate > 0 .* got nan"),
         ((1, 8, 0.1, -1.0), "weight_decay >= 0, got 0.1 and -1.0"),
         ((1, 8, 0.1, 0.0, 0.0), "clip_norm above 0 or none, got 0.0"),
+        ((1, 8, 0.1, 0.0, None, "lion"), "an optimizer, sgd or adam, got 'lion'"),
     ],
 )
 def test_settings_out_of_range_are_refused(settings, message):

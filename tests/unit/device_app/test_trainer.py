@@ -3,6 +3,7 @@
 import asyncio
 import os
 import signal
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -42,11 +43,13 @@ async def test_a_task_is_described_by_its_layout_and_the_examples_here(trainer):
     assert described.num_examples == len(task.train_data(USER))
 
 
-async def test_the_delta_is_bit_for_bit_what_training_in_one_process_gives(trainer):
+@pytest.mark.parametrize("optimizer", ["sgd", "adam"])
+async def test_the_delta_is_bit_for_bit_what_training_in_one_process_gives(trainer, optimizer):
+    local = replace(QUICK, optimizer=optimizer)
     terms = LocalTerms(0.3, DUAL)
     epochs = []
-    trained = await trainer.train(PATH, USER, ANCHOR, terms, QUICK, 5, lambda epoch, loss: epochs.append((epoch, loss)))
-    spec = LocalSpec(epochs=2, batch_size=32, learning_rate=0.05, weight_decay=0.0, clip_norm=10.0)
+    trained = await trainer.train(PATH, USER, ANCHOR, terms, local, 5, lambda epoch, loss: epochs.append((epoch, loss)))
+    spec = LocalSpec(2, 32, 0.05, 0.0, 10.0, optimizer)
     expected = train(task, task.model(0), task.train_data(USER), ANCHOR, LAYOUT, terms, spec, 5)
     assert np.array_equal(trained.delta, expected.delta)
     assert (trained.loss, trained.num_examples) == (expected.loss, expected.num_examples)
