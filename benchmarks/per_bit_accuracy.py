@@ -35,6 +35,7 @@ from benchmarks import per_bit_tables as tables
 from benchmarks.per_bit_runs import EXAMPLES, METHODS, ROUNDS, Case, run
 from fedge.algorithms.local import Optimizer
 from fedge.tasks.sources import VARIABLE
+from fedge.update import FLOAT32_BITS
 
 FIRST = ("m22", "stc", "tinyscript", "topk-uniform")
 OTHERS = ("topk-fp4", "topk-fp8", "m22-empirical", "m22-M2", "m22-M4to0")
@@ -45,7 +46,7 @@ def grid(seed_count: int) -> Iterator[Case]:
     """Yield the runs of the default grid, what matters most first: a run that is cut short has whole tables."""
     places = [(n, optimizer) for n in (10, 2) for optimizer in get_args(Optimizer)]
     every = range(seed_count)
-    yield from (Case(n, o, "none", False, 32.0, s) for s, (n, o) in product(every, places))
+    yield from (Case(n, o, "none", False, FLOAT32_BITS, s) for s, (n, o) in product(every, places))
     for rates in ((1.0, 0.1), (0.3, 2.0)):
         for s, bits, (n, o) in product(every, rates, places):
             yield Case(n, o, "eden", False, bits, s)

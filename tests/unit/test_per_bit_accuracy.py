@@ -6,7 +6,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from benchmarks import per_bit_accuracy, per_bit_tables
+from benchmarks import per_bit_accuracy, per_bit_distortion, per_bit_tables
 from benchmarks.per_bit_runs import METHODS, Case, Method, send
 from benchmarks.sparse_baselines import baselines
 from fedge.tasks.fashion_mnist import task
@@ -22,7 +22,7 @@ DELTA = np.random.default_rng(0).laplace(scale=0.01, size=LAYOUT.size).astype(np
 def test_no_method_sends_more_than_m22_may_and_biases_arrive_as_they_are(name: str, bits: float) -> None:
     case = Case(2, "sgd", name, False, bits, 0)
     baseline = None if METHODS[name].codec else baselines()[name]
-    decoded, size = send(METHODS[name], case, LAYOUT, DELTA, uplink(0, 0, "a"), 0, baseline)
+    decoded, size = send(case, LAYOUT, DELTA, uplink(0, 0, "a"), 0, baseline)
     assert 0 < size <= update_bytes(LAYOUT, "m22", bits)
     assert np.array_equal(decoded[-186:], DELTA[-186:]) and np.isfinite(decoded).all()
 
@@ -68,3 +68,10 @@ def test_a_run_that_is_there_is_not_repeated(tmp_path: Path, capsys: pytest.Capt
     per_bit_accuracy.run_all([Case(2, "sgd", "m22", True, 1.0, 0)], path, 1)
     assert "1 runs, 1 of them done before" in capsys.readouterr().out
     assert len(per_bit_tables.read(path)) == 1
+
+
+def test_the_error_of_an_update_is_that_of_its_weights() -> None:
+    x_hat = DELTA.copy()
+    x_hat[:-186] *= np.float32(0.5)
+    x_hat[-186:] = 7.0
+    assert per_bit_distortion.error(LAYOUT, DELTA, x_hat) == pytest.approx(0.25)
