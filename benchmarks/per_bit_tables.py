@@ -8,7 +8,7 @@ OUT/per_bit.png      accuracy per bit over bits per coordinate
 from __future__ import annotations
 
 import json
-from collections import defaultdict
+from collections import Counter, defaultdict
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -153,17 +153,26 @@ def even(lines: list[Line]) -> list[str]:
     return rows
 
 
+def is_whole(line: Line) -> bool:
+    """Return whether the run is one of the grid: all of two or ten devices take part."""
+    return line["participation"] == 1.0 and line["devices"] in (2, 10)
+
+
 def write(path: Path, out: Path) -> None:
-    """Write tables and plots of the runs in the file at ``path``."""
-    lines = read(path)
-    whole = [line for line in lines if line["participation"] == 1.0 and line["devices"] in (2, 10)]
+    """Write and print tables of the runs in the file at ``path``, and draw them."""
+    every = read(path)
+    usual = Counter(line["rounds"] for line in every).most_common(1)
+    lines = [line for line in every if line["rounds"] == usual[0][0]]
+    whole, longer = [[line for line in some if is_whole(line)] for some in (lines, every)]
     parts: list[str] = []
-    for (n, optimizer), group in grouped(whole, "devices", "optimizer").items():
+    for (rounds, n, optimizer), group in grouped(longer, "rounds", "devices", "optimizer").items():
         without = [line for line in group if line["method"] == "none"]
         for with_feedback in (True, False):
             own = [line for line in group if line["feedback"] == with_feedback and line["method"] != "none"]
             if own:
-                title = f"## {n} devices, {optimizer}, error feedback {'on' if with_feedback else 'off'}"
+                title = (
+                    f"## {n} devices, {optimizer}, error feedback {'on' if with_feedback else 'off'}, {rounds} rounds"
+                )
                 parts += [title, "", *table(own + without), ""]
     rivals = [*((name, True) for name in KEEPING), ("eden", False)]
     parts += ["## M22 with error feedback minus others", "", *differences(whole, rivals), ""]
@@ -177,6 +186,7 @@ def write(path: Path, out: Path) -> None:
     parts += ["## M22 with error feedback minus its variants", "", *differences(whole, variants), ""]
     parts += ["## M22 and EDEN by number of devices", "", *even(lines), ""]
     (out / "tables.md").write_text("\n".join(parts))
+    print("\n".join(parts))
     if whole:
         plot(whole, out)
 
