@@ -104,12 +104,13 @@ def _led(
     would not save 2 % of ``error``, which is expected at ``at_slope`` without."""
     shapes = {i: shape_of(subject.chunks, subject.vector.size) for i, subject in subjects.items()}
     searches = {i: Search(subjects[i].vector, subjects[i].chunks, shape) for i, shape in shapes.items() if shape}
-    others = [_chunk_levels(subject) for i, subject in subjects.items() if i not in searches]
+    others: list[Levels] = []
     for _ in range(_PASSES):
         for search in searches.values():
             search.extend(at_slope)
         if not any(search.rank for search in searches.values()):
             return {}
+        others = others or [_chunk_levels(subject) for i, subject in subjects.items() if i not in searches]
         spent = sum(search.bits for search in searches.values())
         levels = Levels.joined([*(search.levels for search in searches.values()), *others])
         last, at_slope = at_slope, slope.solve(budget - spent, [levels])
