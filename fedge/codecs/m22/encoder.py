@@ -141,8 +141,7 @@ def gather(vectors: Sequence[Vector], found: Histogram, kept: float) -> Candidat
     threshold = np.uint32(0) if kept > found.size - 1 else threshold
     found_in = [sparse.largest(x.view(np.uint32), int(threshold)) for x in vectors]
     starts = np.concatenate(([0], np.cumsum([places.size for places, _ in found_in])))
-    values = np.concatenate([here for _, here in found_in])
-    positions = np.concatenate([places for places, _ in found_in])
+    positions, values = found_in[0] if len(found_in) == 1 else map(np.concatenate, zip(*found_in, strict=True))
     return _sorted_into_bins(values, positions, starts)
 
 
