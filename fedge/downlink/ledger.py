@@ -34,7 +34,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from enum import StrEnum
 
-from fedge.downlink.mcm import Channel, Delivered, apply_message, apply_to, encode_message
+from fedge.downlink.mcm import FULL_BITS, Channel, Delivered, apply_message, apply_to, encode_message
 from fedge.downlink.message import Floats, Kind, State, StateId, checksum, next_of, origin, read_message
 
 MAX_PENDING = 2
@@ -73,13 +73,17 @@ class Heard:
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Asked:
-    """The device wants ``params``, float ``[d]``, of ``round`` at ``bits``; ``alpha`` None: what fits the error."""
+    """The device wants ``params``, float ``[d]``, of ``round`` at ``bits``; ``alpha`` None: what fits the error.
+
+    ``full_bits`` are those of a full; fewer are right for a link that cannot take 8, and deltas make them good.
+    """
 
     said: StateId
     params: Floats
     round: int
     bits: float
     alpha: float | None = None
+    full_bits: float = FULL_BITS
 
 
 @dataclass(frozen=True, slots=True)
@@ -160,7 +164,7 @@ def _offer(channel: Channel, ledger: Ledger, asked: Asked) -> tuple[Ledger, list
     if state is not None and state.id == said:
         base, kind, bits, alpha = state, Kind.DELTA, asked.bits, asked.alpha
     else:
-        base, kind, bits, alpha = channel.base(said) or origin(channel.layout), Kind.FULL, channel.most_bits, 1.0
+        base, kind, bits, alpha = channel.base(said) or origin(channel.layout), Kind.FULL, asked.full_bits, None
     data = encode_message(channel, kind, base, said, asked.params, asked.round, bits, alpha)
     is_resync = kind is Kind.FULL and state is not None and data not in ledger.pending
     # The same question has the same answer, and takes no second place.

@@ -11,8 +11,8 @@ what it has. In mcm all share one H and one message (``common.py``).
 
 For C with E‖C(x) - x‖² = ω‖x‖², E‖Ω - αC(Ω)‖² = (1 - 2α + α²(1 + ω))·‖Ω‖²: α = 1 contracts by ω where ω < 1, and
 then H is ŵ and the device keeps one vector. EDEN has ω < 1 from about 0.8 bits on. α = 1/(1 + ω) contracts always, by
-ω/(1 + ω). ``alpha_for`` takes 1 where that is nearly as good. α is chosen by the server and travels, so that only one
-end has to compute it.
+ω/(1 + ω). ``alpha_for`` takes 1 where that is as good. α is chosen by the server and travels, so that only one end has
+to compute it.
 
 Weights alone have a memory. Raw tensors and buffers travel as they are, in float32, and H has their last values.
 
@@ -41,8 +41,8 @@ from fedge.weighting import error_of
 
 FULL_BITS = 8.0
 """Bits per coordinate of a full, ω = 2e-5, and the most of a delta."""
-PLAIN_ERROR = 0.6
-"""Up to this ω, α is 1: the memory contracts by 0.6 at worst, where 1/(1 + ω) would give 0.38."""
+PLAIN_ERROR = 0.25
+"""Up to this ω, from about 1.6 bits on, α is 1: a message leaves ω of ‖Ω‖², where 1/(1 + ω) would leave ω/(1 + ω)."""
 ALPHA_STEPS = 4096
 
 
@@ -124,6 +124,7 @@ def encode_message(
     with np.errstate(over="ignore"):
         target = params.astype(np.float32)
         target[:weights] = params[:weights] - base.vector[:weights]
+    bits = channel.most_bits if channel.codec == "none" else bits
     frames = encode_update(channel.layout, target, channel.stream(round_number, base.id), channel.codec, bits)
     chosen = alpha_for(_error(channel.layout, target, frames)) if alpha is None else alpha
     return write_message(kind, round_number, chosen, said, base.id, frames)
@@ -179,6 +180,16 @@ def apply_to(channel: Channel, own: State | None, message: Message) -> Delivered
     if not (np.isfinite(anchor).all() and np.isfinite(memory).all()):
         raise CodecError("expected params in the range of their dtype after a download, got an infinite one")
     return Delivered(anchor, State(message.next, memory))
+
+
+def perturbation(channel: Channel, own: State | None, message: Message, params: Floats) -> float:
+    """Return ‖ŵ - w‖² of a download of ``params``: what a device trains from beside what the server has.
+
+    Raises:
+        FrameError, CodecError: as ``apply_to``.
+    """
+    off = apply_to(channel, own, message).anchor.astype(np.float64) - params
+    return float(np.square(off).sum())
 
 
 def _apply_copy(channel: Channel, message: Message) -> Delivered:

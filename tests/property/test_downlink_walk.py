@@ -7,7 +7,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from fedge.downlink import mcm
-from tests.support.downlink_faults import Walk, Weather
+from tests.support.downlink_faults import WEIGHTS_ONLY, Walk, Weather
 
 FOUL = Weather(lost=0.25, delayed=0.3, repeated=0.2, corrupted=0.1, crash=0.1, wiped=0.01, restored=0.01)
 
@@ -34,7 +34,7 @@ def test_few_fulls_follow_the_first_ones():
 @pytest.mark.slow
 def test_a_hundred_thousand_steps_end_without_a_mismatch():
     weather = dataclasses.replace(Weather(), wiped=0.0001, restored=0.0001)
-    counts = Walk(11, weather, 60, "eden", None).take(100_000)
+    counts = Walk(11, weather, 60, "eden", None, WEIGHTS_ONLY).take(100_000)
     assert counts["mismatches"] == 0 and counts["checks"] > 30_000
     caused = counts["first"] + counts["wiped"] + counts["restored"]
     assert counts["taken full"] - caused < 0.02 * counts["sent"]

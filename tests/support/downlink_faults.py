@@ -23,7 +23,10 @@ from fedge.layout import Kind as TensorKind
 from fedge.layout import Layout, TensorSpec
 
 T = TypeVar("T")
-LAYOUT = Layout.of([TensorSpec("w", (40,), TensorKind.WEIGHT), TensorSpec("b", (3,), TensorKind.RAW)])
+WEIGHTS = TensorSpec("w", (40,), TensorKind.WEIGHT)
+LAYOUT = Layout.of([WEIGHTS, TensorSpec("b", (3,), TensorKind.RAW)])
+WEIGHTS_ONLY = Layout.of([WEIGHTS])
+"""Half the frames, for the long walk."""
 
 
 @dataclass(frozen=True)
@@ -57,12 +60,14 @@ class Device:
 class Walk:
     """One run. ``counts`` says what happened."""
 
-    def __init__(self, seed: int, weather: Weather, devices: int, codec: str, alpha: float | None) -> None:
+    def __init__(
+        self, seed: int, weather: Weather, devices: int, codec: str, alpha: float | None, layout: Layout = LAYOUT
+    ) -> None:
         self.random, self.weather, self.alpha = Random(seed), weather, alpha
-        base = origin(LAYOUT)
-        self.devices = [Device(Channel(LAYOUT, seed, f"d{i}", codec), base) for i in range(devices)]
+        self.layout, base = layout, origin(layout)
+        self.devices = [Device(Channel(layout, seed, f"d{i}", codec), base) for i in range(devices)]
         self.noise = np.random.default_rng(seed)
-        self.params: Floats = self.noise.normal(size=LAYOUT.size).astype(np.float32)
+        self.params: Floats = self.noise.normal(size=self.layout.size).astype(np.float32)
         self.round, self.counts = 1, Counter[str]()
 
     def take(self, steps: int) -> Counter[str]:
@@ -70,9 +75,9 @@ class Walk:
             device = self.random.choice(self.devices)
             if self.random.random() < 1 / 8:
                 self.round += 1
-                self.params = self.params + self.noise.normal(size=LAYOUT.size, scale=0.1).astype(np.float32)
+                self.params = self.params + self.noise.normal(size=self.layout.size, scale=0.1).astype(np.float32)
             if self._chance(self.weather.wiped):
-                device.disk = origin(LAYOUT)
+                device.disk = origin(self.layout)
                 self.counts["wiped"] += 1
             if self._chance(self.weather.restored):
                 device.row = device.backup

@@ -88,3 +88,18 @@ def test_a_download_for_another_state_or_cut_short_is_refused():
     for length in (5, len(data) // 2, len(data) - 1):
         with pytest.raises(FrameError):
             receive_all(CHANNEL, BASE, data[:length])
+
+
+@each_alpha
+def test_devices_that_come_and_go_have_the_memory_whenever_they_have_its_name(alpha):
+    rng, common = np.random.default_rng(4), Common.of(BASE)
+    known, devices = {BASE.id: BASE.vector}, [BASE] * 6
+    for number in range(1, 80):
+        common = advance_common(CHANNEL, common, params(number), number, 2.0, alpha)
+        known[common.state.id] = common.state.vector
+        for k in np.flatnonzero(rng.random(6) < 0.3):
+            if rng.random() < 0.8:  # else the download is lost
+                delivered = download(common, devices[k])
+                assert delivered.anchor.tobytes() == anchor_of(common).tobytes()
+                devices[k] = delivered.state if rng.random() < 0.9 else devices[k]  # else it crashed
+            assert devices[k].vector.tobytes() == known[devices[k].id].tobytes()

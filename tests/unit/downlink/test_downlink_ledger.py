@@ -144,6 +144,15 @@ def test_an_evicted_row_gets_a_full_from_zeros():
     assert step(CHANNEL, ledger, Heard(after.id))[0].state.vector.tobytes() == after.vector.tobytes()
 
 
+def test_a_full_for_a_thin_link_is_made_good_by_deltas():
+    rounds, ledger, state = range(1, 12), Ledger(), BASE
+    for number in rounds:
+        ledger, (send,) = step(CHANNEL, ledger, Asked(state.id, params(0), number, 2.0, full_bits=1.0))
+        state = receive(CHANNEL, state, send.message).state
+        assert len(send.message) < 0.6 * len(ask(Ledger(), BASE.id)[1]) + 60
+    assert np.abs(state.vector - params(0)).max() < 1e-3
+
+
 def test_numbers_that_drifted_apart_are_found_and_made_good():
     ledger, state = settled()
     assert not is_drifted(ledger, state.id, checksum(state.vector))

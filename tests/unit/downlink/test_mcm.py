@@ -12,6 +12,7 @@ from fedge.downlink.mcm import (
     apply_message,
     apply_to,
     encode_message,
+    perturbation,
 )
 from fedge.downlink.message import Kind, State, StateId, checksum, origin, public_base, read_message
 from fedge.errors import CodecError, FrameError
@@ -71,6 +72,15 @@ def test_the_anchor_is_unbiased_given_the_memory():
     assert abs(np.square(errors).mean() - 1) < 5 * np.sqrt(2 / WEIGHTS)
 
 
+def test_the_perturbation_is_what_the_device_has_beside_the_params():
+    params, state = draw(1), State(StateId("aa" * 8), draw(2))
+    message = delta(channel(), state, params)
+    off = apply_message(channel(), state, message).anchor.astype(np.float64) - params
+    told = perturbation(channel(), state, message, params)
+    assert told == pytest.approx(float(off @ off))
+    assert told == pytest.approx(0.0976 * float(np.square(params - state.vector)[:WEIGHTS].sum()), rel=0.15)
+
+
 def test_raw_tensors_travel_as_they_are_and_have_no_memory():
     params, state = draw(1), State(StateId("aa" * 8), draw(2))
     delivered = apply_message(channel(), state, delta(channel(), state, params, alpha=0.5))
@@ -107,7 +117,7 @@ def test_alpha_is_1_where_the_codec_contracts_by_itself():
         alpha = alpha_for(error)
         assert alpha == np.float32(alpha)
         assert 1 - 2 * alpha + alpha**2 * (1 + error) < 1
-    for bits, is_one in ((0.1, False), (0.5, False), (1.0, True), (2.0, True)):
+    for bits, is_one in ((0.1, False), (0.5, False), (1.0, False), (2.0, True), (4.0, True)):
         assert (delta(channel(), BASE, draw(), bits=bits).alpha == 1.0) is is_one
 
 
