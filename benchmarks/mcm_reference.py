@@ -7,7 +7,8 @@ Least squares on 20 devices, one sample a device and round, one-level quantizati
 (``tests/data/mcm/mcm_reference.json``) is an independent implementation's, on the same problem with other draws of the
 samples. The table has log10(F(w) - F*) of the server's model, mean over the last tenth of the rounds, the
 reference's beside it, all bits both ways, and the bits to reach 10^-2.8. Then what must fail: α = 0 and, as ω > 1 here,
-α = 1; and, with a tenth of the devices a round, compressing against the mean of the memories.
+α = 1; and, with a tenth of the devices a round, compressing against the mean of the memories. Last, logistic regression
+without noise at three steps (``tests/support/mcm_logistic.py``), where ω = 8 wants a smaller step.
 
 Exits with 1 unless the reference's bounds hold:
 
@@ -15,6 +16,7 @@ Exits with 1 unless the reference's bounds hold:
     Artemis - Diana in [0.4, 0.8],  SGD - Diana in [-0.8, -0.4]
     bits: MCM = Artemis = Diana/4.9 = SGD/8.8; to 10^-2.8, Diana/MCM at least 4
     what must fail ends 0.15 above what it is compared with, or more
+    logistic: at γL = 1 Diana converges, Rand-MCM stalls and MCM and Artemis do not; at 1/16 all converge
 
 Two plots, ``iterations.png`` and ``bits.png``: ours as lines, the reference's as marks.
 """
@@ -33,6 +35,7 @@ import numpy as np
 
 from benchmarks.codec_bench.plots import BLUE, GREEN, ORANGE, PURPLE, VERMILION
 from tests.support.mcm_lab import METHODS, Curve, Down, Lab, LeastSquares, least_squares
+from tests.support.mcm_logistic import SMOOTHNESS, logistic
 
 REFERENCE = Path(__file__).parents[1] / "tests/data/mcm/mcm_reference.json"
 STYLES = {
@@ -102,6 +105,26 @@ def failing(problem: LeastSquares, rounds: int, seeds: int) -> dict[str, bool]:
     return held
 
 
+def steps(rounds: int) -> dict[str, bool]:
+    """Run the noiseless problem at γL = 1, 1/4, 1/16."""
+    problem, found = logistic(), {}
+    print(f"\n{'logistic, γL':12} " + " ".join(f"{name:>8}" for name in METHODS))
+    for inverse in (1, 4, 16):
+        with np.errstate(all="ignore"):
+            tails = {
+                name: Lab(problem, method, seeds=2).run(rounds, 1 / (inverse * SMOOTHNESS), decreasing=False).tail
+                for name, method in METHODS.items()
+            }
+        print(f"1/{inverse:<10} " + " ".join(f"{tail:8.2f}" for tail in tails.values()), flush=True)
+        found[inverse] = tails
+    largest = found[1]
+    stalls = largest["diana"] < -20 and not largest["mcm"] < -0.5 and -5 < largest["rmcm"] < -0.5
+    return {
+        "logistic, γL = 1: diana converges, rmcm stalls, mcm does not": stalls,
+        "logistic, γL = 1/16: all converge": max(found[16].values()) < -12,
+    }
+
+
 def plot(found: Mapping[str, Curve], reference: Mapping[str, Any], over: str, path: Path) -> None:
     """Write one plot, over ``"iterations"`` or over ``"bits"``."""
     from matplotlib.backends.backend_agg import FigureCanvasAgg
@@ -142,6 +165,7 @@ def main() -> int:
     held = bounds(decreasing)
     held[f"bits to 10^-2.8: diana / mcm = {saving(decreasing):.1f} >= 4"] = saving(decreasing) >= 4
     held |= failing(problem, options.rounds // 4, options.seeds)
+    held |= steps(rounds=1500)
     print()
     for over in ("iterations", "bits"):
         plot(decreasing, reference["lsr_decreasing"], over, options.output / f"{over}.png")

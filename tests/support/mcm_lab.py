@@ -20,6 +20,7 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass, field
 from enum import StrEnum
+from typing import Protocol
 
 import numpy as np
 import numpy.typing as npt
@@ -28,7 +29,6 @@ from fedge.downlink.mcm import advance
 
 DEVICES, SAMPLES, DIM, NOISE = 20, 200, 20, 0.4
 OMEGA = math.sqrt(DIM)
-ALPHA = 1 / (2 * (1 + OMEGA))
 FLOAT_BITS = 32 * DIM
 WINDOW = 20
 _LEVELS = 1 + math.sqrt(DIM)
@@ -46,6 +46,7 @@ class LeastSquares:
     labels: Array
     hessian: Array = field(init=False)
     optimum: Array = field(init=False)
+    dim: int = DIM
 
     def __post_init__(self) -> None:
         count = DEVICES * SAMPLES
@@ -67,10 +68,11 @@ class LeastSquares:
         off = w - self.optimum
         return ((off @ self.hessian) * off).sum(-1) / 2
 
-    def full_gradient(self, at: Array) -> Array:
-        """Return each device's own gradient, ``[seeds, 20, 20]``."""
-        error = np.einsum("knd,skd->skn", self.inputs, at) - self.labels
-        return np.einsum("knd,skn->skd", self.inputs, error) / SAMPLES
+    def stochastic_gradient(self, at: Array, rng: np.random.Generator) -> Array:
+        """Return each device's gradient on one sample, drawn with replacement, ``[seeds, 20, 20]``."""
+        drawn = rng.integers(SAMPLES, size=at.shape[:2])
+        x, y = self.inputs[_EVERYONE, drawn], self.labels[_EVERYONE, drawn]
+        return ((x * at).sum(-1) - y)[..., None] * x
 
 
 def least_squares() -> LeastSquares:
@@ -86,6 +88,20 @@ def least_squares() -> LeastSquares:
     return LeastSquares(inputs, inputs @ truth + noise)
 
 
+class Problem(Protocol):
+    """What a lab needs of one."""
+
+    @property
+    def dim(self) -> int: ...
+    def stochastic_gradient(self, at: Array, rng: np.random.Generator) -> Array: ...
+    def excess(self, w: Array) -> Array: ...
+
+
+def alpha_of(dim: int) -> float:
+    """Return 1/(2(1 + ω)), the step of memories, up and down."""
+    return 1 / (2 * (1 + math.sqrt(dim)))
+
+
 class Down(StrEnum):
     """What travels down."""
 
@@ -98,11 +114,11 @@ class Down(StrEnum):
 
 @dataclass(frozen=True)
 class Method:
-    """How gradients and models travel."""
+    """How gradients and models travel. ``alpha`` None: ``alpha_of``."""
 
     up: bool
     down: Down
-    alpha: float = ALPHA
+    alpha: float | None = None
     participation: float = 1.0
 
     @property
@@ -156,11 +172,13 @@ def quantize(x: Array, rng: np.random.Generator) -> Array:
 class Lab:
     """One method on one problem, from ``w = ŵ = H = 0``."""
 
-    def __init__(self, problem: LeastSquares, method: Method, seeds: int = 5, full: bool = False) -> None:
-        self.problem, self.method, self.full, self.rng = problem, method, full, np.random.default_rng(100)
-        self.shape, memories = (seeds, DEVICES, DIM), 1 if method.down is Down.COMMON else DEVICES
-        self.params, self.h_mean = np.zeros((seeds, DIM)), np.zeros((seeds, DIM))
-        self.anchors, self.memory = np.zeros((2, seeds, memories, DIM))
+    def __init__(self, problem: Problem, method: Method, seeds: int = 5) -> None:
+        self.problem, self.method, self.rng, dim = problem, method, np.random.default_rng(100), problem.dim
+        self.shape, memories = (seeds, DEVICES, dim), 1 if method.down is Down.COMMON else DEVICES
+        self.alpha_up = alpha_of(dim)
+        self.alpha_down = self.alpha_up if method.alpha is None else method.alpha
+        self.params, self.h_mean = np.zeros((seeds, dim)), np.zeros((seeds, dim))
+        self.anchors, self.memory = np.zeros((2, seeds, memories, dim))
         self.h: Array | None = None
         self.here = self._drawn_here()
 
@@ -180,16 +198,9 @@ class Lab:
         """Return which devices download next and then upload, bool ``[seeds, devices, 1]``."""
         return self.rng.random((*self.shape[:2], 1)) < self.method.participation
 
-    def _gradient(self) -> Array:
-        at = np.broadcast_to(self.anchors, self.shape)
-        if self.full:
-            return self.problem.full_gradient(at)
-        drawn = self.rng.integers(SAMPLES, size=self.shape[:2])
-        x, y = self.problem.inputs[_EVERYONE, drawn], self.problem.labels[_EVERYONE, drawn]
-        return ((x * at).sum(-1) - y)[..., None] * x
-
     def _up(self) -> Array:
-        gradient, share = self._gradient(), self.method.participation
+        at, share = np.broadcast_to(self.anchors, self.shape), self.method.participation
+        gradient = self.problem.stochastic_gradient(at, self.rng)
         if not self.method.up:
             return (gradient * self.here).mean(1) / share
         if self.h is None:
@@ -197,8 +208,8 @@ class Lab:
             self.h_mean = self.h.mean(1)
         sent = quantize(gradient - self.h, self.rng) * self.here
         mean = self.h_mean + sent.mean(1) / share
-        self.h = self.h + ALPHA * sent
-        self.h_mean = self.h_mean + ALPHA * sent.mean(1)
+        self.h = self.h + self.alpha_up * sent
+        self.h_mean = self.h_mean + self.alpha_up * sent.mean(1)
         return mean
 
     def _down(self) -> None:
@@ -208,6 +219,6 @@ class Lab:
             return
         against = memory.mean(1, keepdims=True) if down is Down.MEMORY_MEAN else memory
         change = quantize(np.broadcast_to(self.params[:, None] - against, memory.shape), self.rng)
-        anchors, memory = advance(memory, change, self.method.alpha)
+        anchors, memory = advance(memory, change, self.alpha_down)
         reached = self.here if memory.shape[1] > 1 else True
         self.anchors, self.memory = np.where(reached, anchors, self.anchors), np.where(reached, memory, self.memory)

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from benchmarks.mcm_reference import REFERENCE, bounds, curves, saving
-from tests.support.mcm_lab import ALPHA, DIM, OMEGA, QUANTIZED_BITS, Curve, least_squares, quantize
+from tests.support.mcm_lab import DIM, OMEGA, QUANTIZED_BITS, Curve, alpha_of, least_squares, quantize
 
 
 @cache
@@ -27,7 +27,7 @@ def test_the_problem_is_the_references() -> None:
     assert problem.smoothness == pytest.approx(setting()["L"], rel=1e-12)
     assert problem.least == pytest.approx(setting()["Fstar"], rel=1e-12)
     assert np.linalg.eigvalsh(problem.hessian)[0] == pytest.approx(setting()["mu"], rel=1e-12)
-    assert pytest.approx(0.0914, abs=1e-4) == ALPHA and pytest.approx(73, abs=0.5) == QUANTIZED_BITS
+    assert pytest.approx(0.0914, abs=1e-4) == alpha_of(DIM) and pytest.approx(73, abs=0.5) == QUANTIZED_BITS
 
 
 def test_the_quantizer_is_unbiased_and_has_the_error_it_should() -> None:
