@@ -4,18 +4,19 @@ The server steps its copy of a device's state only when the device has said that
 pending until then, at most ``MAX_PENDING`` messages, and what was lost is forgotten. Every word of the device names the
 state that it has, so an acknowledgement is never a message of its own.
 
-                 Heard(its state)                 ┌── Heard(state): nothing new
-                ┌─────────────────┐               ▼
-    NEW ──Asked──▶ OFFERED ──Heard(a pending)──▶ SETTLED
-                   ▲  │  ▲                        │
-                   └──┘  └────────── Asked ───────┘          Drifted: any ──▶ NEW
-                   Asked: encode the params against the state, or against a public base if its name is unknown
+              Asked              Heard: a pending name
+      NEW ─────────────> OFFERED ─────────────────────> SETTLED
+       ^                 │     ^                           │
+       │    Asked, Heard └──>──┴─────────── Asked ─────────┘
+       └── Drifted, from anywhere
 
     the device called its state        the server
     the state's name                   makes a delta of it; what is pending may still arrive and stays
     a pending name                     promotes it: decodes it onto the state, forgets the others
     a public base                      makes a full from that base
     anything else                      makes a full from zeros; its own state stays, the word may have been a late one
+
+That is on Asked; Heard moves as far as the promotion.
 
 The shell writes the new ledger down before it sends (write-ahead), and the device its new state before it trains or
 speaks. Then whichever end crashes where, and whatever is lost, late, twice or out of order:

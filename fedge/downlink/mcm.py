@@ -66,8 +66,11 @@ class Channel:
 
     def base(self, name: StateId) -> State | None:
         """Return the public base of this name."""
-        known = next((base for base in self.bases if base.id == name), None)
-        return known if known or (zeros := origin(self.layout)).id != name else zeros
+        for base in self.bases:
+            if base.id == name:
+                return base
+        zeros = origin(self.layout)
+        return zeros if zeros.id == name else None
 
     @property
     def most_bits(self) -> float:
