@@ -110,8 +110,11 @@ def encode_update(
     frames: dict[int, bytes] = {}
     for weights in (True, False):
         segments = [s for s in layout.segments if (s.kind is Kind.WEIGHT) is weights]
+        # A device encodes one update a round and has the time; an aggregator encodes a download for every device.
+        thorough = stream.direction == UPLINK
         parts = [
-            codecs.Part(delta[s.slice], stream.frame_seed(s.index), layout.rows(s, ROWS_OF_ABOUT)) for s in segments
+            codecs.Part(delta[s.slice], stream.frame_seed(s.index), layout.rows(s, ROWS_OF_ABOUT), thorough)
+            for s in segments
         ]
         if parts:
             codec = codec_for(segments[0], name, bits, options)

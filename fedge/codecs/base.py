@@ -33,11 +33,13 @@ LARGEST = np.float32(np.finfo(np.float32).max)
 @dataclass(frozen=True, slots=True)
 class Part:
     """One segment of an update. ``rows``: how many coordinates are thought to be of like energy, a matrix's row, and
-    after how many the first such row ends; a codec may use it or not."""
+    after how many the first such row ends; a codec may use it or not. ``thorough``: whether a codec should look for
+    more in the matrix than that (EDEN: for low rank), though that takes several times as long."""
 
     vector: Vector
     seed: int
     rows: tuple[int, int] = (128, 0)
+    thorough: bool = True
 
 
 class Codec(Protocol):

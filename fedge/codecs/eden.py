@@ -127,7 +127,7 @@ class Eden:
         if self.coding == "fixed":
             return [self._encode_fixed(x, part.seed % _SEEDS) for x, part in zip(vectors, parts, strict=True)]
         most = sum(self.size_bytes(x.size) for x in vectors)
-        seeded = [(x, p.seed % _SEEDS, Chunks(*p.rows)) for x, p in zip(vectors, parts, strict=True)]
+        seeded = [(x, p.seed % _SEEDS, Chunks(*p.rows), p.thorough) for x, p in zip(vectors, parts, strict=True)]
         return sharing.encode_together(seeded, self.bits, most)
 
     def _encode_fixed(self, vector: Vector, seed: int) -> bytes:

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import itertools
 import math
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -30,17 +30,18 @@ WORTH_GROUPING, WORTH_FACTORS = 0.97, 0.98
 _PASSES = 3  # of looking for factors, each at the slope that those of the last have left
 
 
-def encode_together(parts: Sequence[tuple[Vector, int, Chunks]], bits: float, most_bytes: int) -> list[bytes]:
-    """Return a payload for each (vector, seed, chunks), all by one slope: ``bits`` per coordinate on average.
+def encode_together(parts: Sequence[tuple[Vector, int, Chunks, bool]], bits: float, most_bytes: int) -> list[bytes]:
+    """Return a payload for each (vector, seed, chunks, thorough), all by one slope: ``bits`` per coordinate on average.
 
-    All of them take at most ``most_bytes``; ``bits`` pays for codes, and for what grouping needs beside them.
+    All of them take at most ``most_bytes``; ``bits`` pays for codes, and for what grouping needs beside them. Factors
+    are looked for in vectors that are to be looked at thoroughly.
 
     Raises:
         CodecError: a coordinate that is not finite.
     """
-    known = {i: write_raw(x) for i, (x, _, _) in enumerate(parts) if x.size < SMALLEST_ROTATED}
-    subjects = {i: Subject(x, chunks) for i, (x, _, chunks) in enumerate(parts) if i not in known}
-    seeds, room = [seed for _, seed, _ in parts], most_bytes - sum(map(len, known.values()))
+    known = {i: write_raw(x) for i, (x, *_) in enumerate(parts) if x.size < SMALLEST_ROTATED}
+    subjects = {i: Subject(x, chunks) for i, (x, _, chunks, _) in enumerate(parts) if i not in known}
+    seeds, room = [seed for _, seed, *_ in parts], most_bytes - sum(map(len, known.values()))
     budget = bits * sum(subject.vector.size for subject in subjects.values())
     surveys = {i: survey(subject) for i, subject in subjects.items()}
     plain = {i: way for i, (way, _) in surveys.items()}
@@ -48,7 +49,8 @@ def encode_together(parts: Sequence[tuple[Vector, int, Chunks]], bits: float, mo
     hoped = Levels.joined([(prospects.get(i) or way).levels for i, way in plain.items()])
     at_slope = slope.solve(budget, [hoped])
     worth = {i: to for i, to in prospects.items() if _worth_grouping(plain[i], to, at_slope)}
-    led = _led(subjects, budget, at_slope, slope.error_at(at_slope, hoped), seeds)
+    matrices = {i for i, (*_, thorough) in enumerate(parts) if thorough and i in subjects}
+    led = _led(subjects, matrices, budget, at_slope, slope.error_at(at_slope, hoped), seeds)
     for choice in itertools.chain(_with_leads(led, plain, worth, budget), _without(plain, worth, budget)):
         if (written := _write_within(room, choice, seeds)) is not None:
             return [(known | written)[i] for i in range(len(parts))]
@@ -98,11 +100,16 @@ def _chunk_levels(subject: Subject) -> Levels:
 
 
 def _led(
-    subjects: Mapping[int, Subject], budget: float, at_slope: int, error: float, seeds: Sequence[int]
+    subjects: Mapping[int, Subject],
+    matrices: Collection[int],
+    budget: float,
+    at_slope: int,
+    error: float,
+    seeds: Sequence[int],
 ) -> dict[int, Subject]:
-    """Return those of ``subjects`` that have factors worth their bits, as what these leave of them; none if all of them
+    """Return those of ``matrices`` that have factors worth their bits, as what these leave of them; none if all of them
     would not save 2 % of ``error``, which is expected at ``at_slope`` without."""
-    shapes = {i: shape_of(subject.chunks, subject.vector.size) for i, subject in subjects.items()}
+    shapes = {i: shape_of(subjects[i].chunks, subjects[i].vector.size) for i in matrices}
     searches = {i: Search(subjects[i].vector, subjects[i].chunks, shape) for i, shape in shapes.items() if shape}
     others: list[Levels] = []
     for _ in range(_PASSES):
