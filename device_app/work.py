@@ -25,7 +25,8 @@ from fedge import algorithms, feedback
 from fedge.algorithms.base import Algorithm
 from fedge.budget import rate
 from fedge.downlink.snapshot import decode_snapshot, downlink
-from fedge.errors import BudgetError, FedgeError
+from fedge.errors import BudgetError, CodecError, FedgeError
+from fedge.feedback import Memory
 from fedge.layout import Layout, Vector
 from fedge.protocol import participant
 from fedge.protocol.offer import train_seed
@@ -42,7 +43,7 @@ from fedge.protocol.participant import (
     UpdateReady,
     WorkArrived,
 )
-from fedge.update import Stream, by_segment, encode_update, uplink
+from fedge.update import Stream, encode_update, uplink
 from schemas.config import DeviceConfig
 from schemas.messages import Assignment, Receipt, Refusal, UpdateHeader
 from schemas.specs import AlgorithmSpec, LocalSpec
@@ -234,17 +235,31 @@ class Duties:
     def _encode(
         self, state: Participant, assignment: Assignment, device: str, layout: Layout, trained: Trained
     ) -> StoredUpdate:
-        spec, stream = assignment.uplink, _uplink(assignment, device)
-        bits, target = rate(layout, spec, self.config.limits.uplink), trained.delta
-        if spec.has_memory:
-            memory = self.spool.memory(assignment.run, assignment.dual_epoch, state.last_applied, layout.size)
-            target = feedback.corrected(trained.delta, memory)
-        frames = encode_update(layout, target, stream, spec.codec_name, bits, spec.codec_options)
+        frames, loss = self._encoded(state, assignment, _uplink(assignment, device), layout, trained.delta)
         header = UpdateHeader(update=update_id(frames), num_examples=trained.num_examples, loss=trained.loss)
-        if spec.has_memory:
-            loss = feedback.lost(layout, target, by_segment(frames), stream, build(assignment.algorithm).trust)
+        if loss is not None:
             self.spool.write_loss(assignment, header.update, loss)
         return StoredUpdate(header, tuple(frames))
+
+    def _encoded(
+        self, state: Participant, assignment: Assignment, stream: Stream, layout: Layout, delta: Vector
+    ) -> tuple[list[bytes], Memory | None]:
+        """Return the frames of an update, and with error feedback what they lose.
+
+        A memory that has become so large that no update could carry it is let go.
+        """
+        spec, trust = assignment.uplink, build(assignment.algorithm).trust
+        bits = rate(layout, spec, self.config.limits.uplink)
+        if not spec.has_memory:
+            return encode_update(layout, delta, stream, spec.codec_name, bits, spec.codec_options), None
+        memory = self.spool.memory(assignment.run, assignment.dual_epoch, state.last_applied, layout.size)
+        try:
+            return feedback.encode(layout, delta, memory, stream, spec.codec_name, bits, spec.codec_options, trust)
+        except CodecError as error:
+            if memory is None:
+                raise
+            log.warning("memory let go", extra={"run": assignment.run, "reason": str(error)})
+            return feedback.encode(layout, delta, None, stream, spec.codec_name, bits, spec.codec_options, trust)
 
 
 def build(spec: AlgorithmSpec) -> Algorithm:

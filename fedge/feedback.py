@@ -24,7 +24,7 @@ import numpy.typing as npt
 
 from fedge.frames import Frame
 from fedge.layout import Layout, Segment
-from fedge.update import Stream, Trust, decode_applied
+from fedge.update import Options, Stream, Trust, by_segment, decode_applied, encode_update
 
 Memory = npt.NDArray[np.float32]
 """A device's e_k, float32 [d]."""
@@ -46,6 +46,26 @@ def lost(
     """
     every = [segment.index for segment in layout.segments]
     return target - decode_applied(layout, frames, stream, every, trust)
+
+
+def encode(
+    layout: Layout,
+    delta: npt.NDArray[np.float32],
+    memory: Memory | None,
+    stream: Stream,
+    name: str,
+    bits: float,
+    options: Options,
+    trust: Trust,
+) -> tuple[list[bytes], Memory]:
+    """Return the frames of v = D + e by segment, and what they lose of it, float32 ``[d]``.
+
+    Raises:
+        CodecError: v holds what no update may carry.
+    """
+    target = corrected(delta, memory)
+    frames = encode_update(layout, target, stream, name, bits, options)
+    return frames, lost(layout, target, by_segment(frames), stream, trust)
 
 
 def commit(memory: Memory | None, segments: Iterable[Segment], loss: Memory) -> Memory:

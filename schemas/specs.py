@@ -67,7 +67,7 @@ class M22Spec(Model):
     """How M22 quantizes, where it is the codec.
 
     ``magnitude`` is the paper's M: a number, or points ``[[round, M], ..]`` with straight lines between them. With
-    "auto", devices have error feedback under algorithms that keep no duals, and ``amplitude`` is "guarded" with
+    "auto", devices have error feedback unless the algorithm keeps duals, and ``amplitude`` is "guarded" with
     feedback and "projection" without.
     """
 
@@ -80,6 +80,12 @@ class M22Spec(Model):
     error_feedback: bool | Literal["auto"] = Field(
         default="auto", description="devices remember what was lost and add it to what follows; not under feddyn"
     )
+
+    @model_validator(mode="after")
+    def _feedback_contracts(self) -> Self:
+        if self.error_feedback is True and self.amplitude in ("projection", "designed"):
+            raise ValueError(f'error_feedback needs amplitude "guarded" or "auto", got "{self.amplitude}"')
+        return self
 
     @model_validator(mode="after")
     def _rounds_ascend(self) -> Self:
@@ -139,8 +145,8 @@ class UplinkSpec(Model):
         if self.codec != "m22":
             return self.model_copy(update={"bits": bits})
         m22 = self.m22
-        keeps_duals = isinstance(algorithm, FedDyn)
-        feedback = not keeps_duals if m22.error_feedback == "auto" else m22.error_feedback
+        is_safe = not isinstance(algorithm, FedDyn) and m22.amplitude in ("auto", "guarded")
+        feedback = is_safe if m22.error_feedback == "auto" else m22.error_feedback
         amplitude = ("guarded" if feedback else "projection") if m22.amplitude == "auto" else m22.amplitude
         settled = {"magnitude": m22.magnitude_at(round_number), "error_feedback": feedback, "amplitude": amplitude}
         return self.model_copy(update={"bits": bits, "m22": m22.model_copy(update=settled)})

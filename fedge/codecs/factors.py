@@ -260,7 +260,7 @@ class Search:
         cost, error = slope.cost_of(at_slope, self.whole, self.sizes)
         least = float(cost)
         self.rank, self.energy, self.bits = 0, self.whole, 0.0
-        self.weight = float(error) / max(float(self.whole.sum()), 1e-300)
+        self.weight = float(_relative(error, self.whole.sum()))
         first = 0
         while first < HIGHEST_RANK and first < self.rank + _AHEAD and self._know(first + _AHEAD):
             costs, left, weights, bits = self._prefixes(first, at_slope)
@@ -284,7 +284,7 @@ class Search:
         rows = np.array([component.energy for component in known])
         left = np.repeat(self.whole[None], ranks.size, axis=0)
         left[:, self.shape.lines] = np.maximum(left[:, self.shape.lines] - np.cumsum(rows, axis=0)[first:], 0.0)
-        weights = slope.cost_of(at_slope, left, self.sizes)[1] / np.maximum(left.sum(axis=1), 1e-300)
+        weights = _relative(slope.cost_of(at_slope, left, self.sizes)[1], left.sum(axis=1))
         runs = np.add.reduceat(np.cumsum(rows, axis=0)[first:, self.by_energy], self.edges, axis=1)
         of_a = runs / (self.runs * ranks[:, None])
         of_b = np.repeat(rows.sum(axis=1)[None] / self.shape.columns, ranks.size, axis=0)
@@ -337,9 +337,16 @@ class Search:
         if not 0 < top < np.inf:
             return None
         below = -STEPS * np.log2(np.maximum(rms / float(top), 2.0**-9))
-        level = UNITS * math.log2(float(top)) + UNITS / 2 * math.log2(max(self.weight, 1e-300))
+        level = UNITS * math.log2(float(top)) + UNITS / 2 * math.log2(self.weight)
         relative = min(max(at_slope - round(level), -(1 << 15)), (1 << 15) - 1)
         return Factors(form, relative, float(top), np.clip(np.rint(below), 0, 255).astype(np.int64)), numbers
+
+
+def _relative(error: Doubles, energy: Doubles) -> Doubles:
+    """Return w, error over energy: finite, and more than nothing, even where factors leave nothing."""
+    with np.errstate(over="ignore"):
+        relative: Doubles = np.clip(error / np.maximum(energy, 1e-300), 1e-300, 2.0**60)
+    return relative
 
 
 def levels_of(energy: Doubles, sizes: Ints) -> Levels:

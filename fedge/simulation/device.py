@@ -182,12 +182,14 @@ class Device:
 
     def _spool(self, assignment: Assignment, trained: Trained) -> None:
         stream, spec = uplink(assignment.seed, assignment.round, self.name), assignment.uplink
-        layout, memory = self.trainer.layout, self.memory() if spec.has_memory else None
-        target = feedback.corrected(trained.delta, memory)
+        layout, delta, options = self.trainer.layout, trained.delta, spec.codec_options
         try:
-            self.frames = encode_update(layout, target, stream, spec.codec_name, spec.bits, spec.codec_options)
             if spec.has_memory:
-                self._loss = feedback.lost(layout, target, by_segment(self.frames), stream, self.algorithm.trust)
+                self.frames, self._loss = feedback.encode(
+                    layout, delta, self.memory(), stream, spec.codec_name, spec.bits, options, self.algorithm.trust
+                )
+            else:
+                self.frames = encode_update(layout, delta, stream, spec.codec_name, spec.bits, options)
         except CodecError as error:
             self._step(Refused(Refusal.TRAINING_FAILED, str(error)))
             return
@@ -234,5 +236,7 @@ class Device:
             decoded = decode_applied(layout, frames, stream, receipt.applied, self.algorithm.trust)
             self.duals[after] = self.algorithm.commit(self.dual(), segments, decoded)
         if segments and self._loss is not None:
-            self.memories[after] = feedback.commit(self.memory(), segments, self._loss)
+            now = (self.state.dual_epoch, self.state.last_applied)
+            kept = {now: self.memories[now]} if now in self.memories else {}
+            self.memories = {**kept, after: feedback.commit(self.memory(), segments, self._loss)}
         self._step(Settled())

@@ -1,7 +1,7 @@
 /* M22's hot loops: what is large enough, which cell it is in, and the gaps between what is kept (`m22/subset.py`).
  *
- * All of it is integers, comparisons and sums in the order of the coordinates, so the NumPy code beside each caller
- * gives the same numbers. Nothing here depends on the instruction set. The GIL is released in every loop.
+ * All of it is integers and comparisons, so the NumPy code beside each caller gives the same numbers; only the sums of
+ * `cells` are added in another order. Nothing here depends on the instruction set. The GIL is released in every loop.
  */
 
 #include "sparse.h"

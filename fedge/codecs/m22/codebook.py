@@ -16,7 +16,6 @@ from collections.abc import Sequence
 from typing import Literal
 
 import numpy as np
-import numpy.typing as npt
 
 from fedge.codecs.base import Vector
 from fedge.codecs.m22.design import design_many
@@ -30,6 +29,9 @@ Family = Literal["auto", "gennorm", "weibull", "empirical"]
 
 SAMPLE, LEAST_SAMPLE = 1 << 14, 1 << 11
 """Coordinates that all laws of an update are read off, and the least for each."""
+FITS = 1.02
+"""A law's levels that lose more than this times what the data's own levels lose are not of the law: there are outliers,
+or two layers in one segment. Those of the data are taken then."""
 PRECISION = 1e-3
 """Newton's last relative step; levels are then right to about its square, and travel to 2^-8."""
 _FINE_SHIFT = 17  # bins of a 64th of an octave
@@ -50,14 +52,20 @@ def codebooks(
 
     ``kept``: magnitudes of its kept coordinates, float32; ``taus``: the least of them; ``found``: the laws.
     """
-    if found is not None:
-        try:
-            return _designed(found, taus, levels, magnitude)
-        except CodecError:  # a law so wrong that what was kept hardly ever happens in it
-            pass
+    summed = [_summed(here) for here in kept]
+    empirical = [
+        lloyd(x, counts, count, magnitude) if x.size and x[-1] > 0 else np.full(count, tau)
+        for (x, counts), tau, count in zip(summed, taus, levels, strict=True)
+    ]
+    if found is None:
+        return empirical
+    try:
+        designed = _designed(found, taus, levels, magnitude)
+    except CodecError:  # a law so wrong that what was kept hardly ever happens in it
+        return empirical
     return [
-        empirical_levels(here, count, magnitude) if here.size else np.full(count, tau)
-        for here, tau, count in zip(kept, taus, levels, strict=True)
+        one if _distortion(x, counts, one, magnitude) <= FITS * _distortion(x, counts, other, magnitude) else other
+        for (x, counts), one, other in zip(summed, designed, empirical, strict=True)
     ]
 
 
@@ -79,10 +87,21 @@ def _designed(found: Sequence[Fit], taus: Sequence[float], levels: Sequence[int]
     return designed
 
 
-def empirical_levels(magnitudes: Vector, levels: int, magnitude: float) -> npt.NDArray[np.float64]:
-    """Return the M-weighted Lloyd levels of ``magnitudes`` themselves, float64 ``[levels]``, ascending."""
+def _summed(magnitudes: Vector) -> tuple[Doubles, Doubles]:
+    """Return means and counts of ``magnitudes``, float32, in bins of a 64th of an octave, float64 both, ascending."""
+    if magnitudes.size == 0:
+        return np.empty(0), np.empty(0)
     bins = magnitudes.view(np.uint32) >> np.uint32(_FINE_SHIFT)
     inside = (bins - bins.min()).astype(np.int64)
     counts, sums = np.bincount(inside), np.bincount(inside, magnitudes)
     used = counts > 0
-    return lloyd(sums[used] / counts[used], counts[used].astype(np.float64), levels, magnitude)
+    return sums[used] / counts[used], counts[used].astype(np.float64)
+
+
+def _distortion(x: Doubles, counts: Doubles, levels: Doubles, magnitude: float) -> float:
+    """Return Σ counts·x^M (x - level)² by the nearest level, x over the largest one."""
+    if x.size == 0 or x[-1] <= 0:
+        return 0.0
+    unit = x[-1]
+    nearest = levels[np.searchsorted((levels[1:] + levels[:-1]) / 2, x)]
+    return float(counts @ ((x / unit) ** magnitude * ((x - nearest) / unit) ** 2))

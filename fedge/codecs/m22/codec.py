@@ -52,9 +52,11 @@ from fedge.errors import CodecError
 
 LOWEST_BITS, HIGHEST_BITS = 0.05, 8.0
 HIGHEST_MAGNITUDE = 100.0
-SIDE_BYTES = 12
-"""What a payload may take beside ``bits`` a coordinate: head, one level, heads of positions and cells."""
+SIDE_BYTES = 10
+"""What a payload may take beside ``bits`` a coordinate and levels: head, and heads of positions and cells."""
 MOST_BYTES_OF_ONE, SLACK_BYTES = 4, 64
+MOST_COORDINATES = 1 << 32
+"""A payload does not say how many coordinates it is of, so a short one could be of any number."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -154,6 +156,8 @@ class M22:
         The payloads of one update share its bytes, so one alone may have more than :meth:`size_bytes`.
         """
         check_size(size)
+        if size > MOST_COORDINATES:
+            raise CodecError(f"expected at most {MOST_COORDINATES} coordinates, got {size}")
         most = MOST_BYTES_OF_ONE * size + SLACK_BYTES
         if not HEAD_BYTES <= len(data) <= most:
             raise CodecError(f"expected {HEAD_BYTES} to {most} bytes for {size} coordinates, got {len(data)}")
@@ -167,10 +171,14 @@ class M22:
         return payload.error_of(data)
 
     def size_bytes(self, size: int) -> int:
-        """The most bytes that ``size`` coordinates take: ⌊bits·size/8⌋ + 12; fewer than 32 take 4 each and 3."""
+        """The most bytes that ``size`` coordinates take: ⌊bits·size/8⌋ + 10 + 2·levels; 4·size + 3 below 32 of them.
+
+        There are as many levels, 1 up to one bit and 128 at eight, as keeping all at ``bits`` has: at most size/4.
+        """
         if size < SMALLEST_CODED:
             return HEAD_BYTES + 4 * size
-        return math.floor(self.bits * size / 8) + SIDE_BYTES
+        levels = 1 << (math.ceil(max(self.bits, 1.0)) - 1)
+        return math.floor(self.bits * size / 8) + SIDE_BYTES + 2 * min(levels, size // 4)
 
 
 def _is_number(value: object) -> bool:

@@ -44,13 +44,16 @@ ROUNDS = 5
 """Corrections of K at most; each comes about ten times nearer to the budget."""
 BIN_BITS = 16
 """Candidates are counted in at most 2^16 bins of magnitude, so that no sorting is needed to keep another number."""
+MOST_CUTS = 24
+WELL_USED = 0.98
+"""A draft that had to be cut to fit is good enough when it uses so much of the budget."""
 SLACK = 0.002
 """A budget counts as used when no more than this of it is left."""
 WORTH_ALL = 0.97
 """Zeros are kept only where that takes so much off the error."""
-SURPRISE, CLOSE, FEW = 0.95, 1.05, 1 << 18
-"""The second best plan is tried where it should lose less than this of what the best one turned out to lose: the second
-number up to so many coordinates, whose segments are few enough to make predictions uncertain and quick to try."""
+SURPRISE, CLOSE, FEW, MOST_PLANS = 0.95, 1.05, 1 << 18, 4
+"""The next best plan is tried where it should lose less than this of what the best one so far turned out to lose: the
+second number up to so many coordinates, which are quick to try, and whose segments make predictions uncertain."""
 HEADS_BYTES = 5
 """What positions and cells take beside gaps and codes: kinds and counts."""
 LEAST_PER_LEVEL = 4
@@ -108,7 +111,7 @@ def encode_together(parts: Sequence[Part], settings: Settings, most_bytes: int) 
     found_laws = laws(vectors, settings.family)
     best: list[Kept] = []
     lost = np.inf
-    for plan in plans[:2]:
+    for plan in plans[:MOST_PLANS]:
         if best and plan.error >= (CLOSE if found.size <= FEW else SURPRISE) * lost:
             break
         candidates = gather(vectors, found, plan.kept)
@@ -131,7 +134,8 @@ def _plans(found: Histogram, budget: float, count: int, levels_bits: int | None)
     if levels_bits is not None:
         affordable = next((plan for plan in reversed(some) if plan.kept >= 1), some[0])
         some, everything = [affordable], [plan for plan in everything if plan.levels_bits == affordable.levels_bits]
-    return sorted([*everything, *some], key=lambda plan: plan.error * (WORTH_ALL if plan in some else 1.0))
+    ranked = sorted([*everything, *some], key=lambda plan: plan.error * (WORTH_ALL if plan in some else 1.0))
+    return list({plan.levels_bits: plan for plan in reversed(ranked)}.values())[::-1]
 
 
 def gather(vectors: Sequence[Vector], found: Histogram, kept: float) -> Candidates:
@@ -198,22 +202,40 @@ class _Draft:
             size += sum(mine.size_at(places.size) for mine, (places, _) in zip(cells, chosen, strict=True))
             slope = (size - before[1]) / (kept - before[0]) if kept != before[0] else 0.0
             each = slope if slope > 0 else max(size - heads, 1.0) / kept
-        return self._cut_to_fit(kept, found or self.quantized(chosen, levels), levels, each, most_bytes)
+        found = found or self.quantized(chosen, levels)
+        return self._cut_to_fit(kept, kept + 1, found, levels, each, most_bytes)
 
     def _cut_to_fit(
-        self, kept: int, found: list[Kept], levels: Sequence[payload.Levels], each: float, most_bytes: int
+        self,
+        kept: int,
+        most_kept: int,
+        found: list[Kept],
+        levels: Sequence[payload.Levels],
+        each: float,
+        most_bytes: int,
     ) -> list[Kept]:
-        """Return ``found``, of ``kept`` coordinates, with as few less as make it fit."""
-        size, share = total_bytes(found), SLACK / 4
-        while size > most_bytes and kept > 0:
-            fewer = math.ceil((size - (1.0 - share) * most_bytes) / each)
-            before, share = (kept, size), 2 * share
-            kept = max(0, kept - max(1, min(fewer, kept // 2)))
+        """Return ``found``, of ``kept`` coordinates, or with as few less as make it fit."""
+        size, least, best = total_bytes(found), 0, list[Kept]()
+        for tried in range(MOST_CUTS):
+            if size <= most_bytes:
+                least, best = kept, found
+                if size >= WELL_USED * most_bytes or most_kept - least <= 1:
+                    return best
+            else:
+                most_kept = kept
+            if best or tried >= MOST_CUTS // 2:
+                kept_next = (least + most_kept) // 2
+            else:  # a little more than is too much, since a draft that is too long is of no use
+                kept_next = kept - math.ceil((size - (1.0 - SLACK / 4) * most_bytes) / each)
+            before = kept, size
+            kept = min(max(kept_next, least + 1), most_kept - 1)
+            if kept in (least, before[0]):
+                break
             found = self.quantized(self.choose(kept), levels)
             size = total_bytes(found)
             slope = (before[1] - size) / (before[0] - kept)
             each = slope if slope > 0 else each
-        return found
+        return best or self.quantized(self.choose(0), levels)
 
     def codebooks(self, kept: int, chosen: Sequence[tuple[Ints, Vector]]) -> list[payload.Levels]:
         """Return the levels of each vector if ``kept`` coordinates are kept in all: fewer where few are."""
@@ -254,21 +276,34 @@ class _Draft:
         at_it = [(values & MAGNITUDE_MASK) == threshold for _, values in found]
         ties = np.flatnonzero(np.concatenate(at_it))
         keep = np.ones(sum(here.size for here in at_it), np.bool_)
-        keep[ties[seeds.permutation(seeds.derive(self.seed, "ties"), ties.size)[:too_many]]] = False
+        keep[ties[_scattered(seeds.derive(self.seed, "ties"), ties.size, too_many)]] = False
         kept = np.split(keep, np.cumsum([here.size for here in at_it])[:-1])
         return [(places[here], values[here]) for (places, values), here in zip(found, kept, strict=True)]
+
+
+def _scattered(seed: int, size: int, count: int) -> Ints:
+    """Return ``count`` of 0 .. ``size`` - 1, evenly scattered from a place that ``seed`` draws.
+
+    Steps of about the golden section: to shuffle millions of ties would take longer than all else.
+    """
+    step = next(step for step in range(max(1, round(0.618 * size)), 0, -1) if math.gcd(step, size) == 1)
+    first = int(seeds.words(seed, 1)[0] % np.uint64(size))
+    scattered: Ints = (first + step * np.arange(count, dtype=np.int64)) % size
+    return scattered
 
 
 def quantize(
     size: int, positions: Ints, values: Vector, levels: payload.Levels, energy: float, amplitude: Amplitude
 ) -> Kept:
     """Return what is kept of a vector of Σx² = ``energy``: ``values`` at ``positions``, by ascending ``levels``."""
-    if positions.size == 0:
+    if positions.size == 0 or energy == 0.0:
         return nothing(size, 1.0 if energy else 0.0)
     cells, counts, sums = sparse.cells_of(values, (levels[1:] + levels[:-1]) / 2)
     unit = float(levels[-1]) or 1.0
     product, square = float(sums @ levels / unit), float(counts @ (levels / unit) ** 2) * unit
-    factor = {"designed": 1.0, "guarded": product / square, "projection": energy / unit / product}[amplitude]
+    factor = 1.0
+    if amplitude != "designed" and product > 0.0:
+        factor = product / square if amplitude == "guarded" else energy / unit / product
     codes = payload.pack_levels(levels * factor)
     sent = payload.unpack_levels(codes)
     error = 1.0 - (2.0 * float(sums @ sent) - float(counts @ sent**2)) / energy

@@ -1,6 +1,6 @@
 """The hot loops of M22, each in NumPy here and in C in ``kernels/sparse.c``: integers, comparisons, the same results.
 
-Sums of magnitudes are taken in the order of the coordinates in both, so they agree to the bit as well.
+Only the sums of :func:`cells_of` are added in another order, so their last bits may differ; levels travel to 8 bits.
 """
 
 from __future__ import annotations

@@ -158,3 +158,13 @@ def test_any_bytes_decode_to_finite_numbers_or_are_refused():
         except CodecError:
             continue
         assert np.isfinite(x).all()
+
+
+@pytest.mark.parametrize("exponent", [-30, -10, 0, 11, 14, 30])
+def test_a_matrix_that_factors_say_all_of_is_encoded_at_any_scale(exponent):
+    for seed in range(8):
+        rng = np.random.default_rng(seed)
+        x = (rng.standard_normal((64, 1)) @ rng.standard_normal((1, 256)) * 10.0**exponent).astype(np.float32).ravel()
+        for bits in (0.25, 1.0, 4.0):
+            (data,) = Eden(bits, "entropy").encode_all([Part(x, seed, (256, 0))])
+            assert np.isfinite(Eden(bits).decode(data, x.size, seed)).all()

@@ -44,7 +44,7 @@ def test_the_magnitude_of_m22_goes_straight_from_point_to_point(number: int, mag
         ("", FEDAVG, True, "guarded"),
         ("", FedDyn(name="feddyn"), False, "projection"),
         ("error_feedback = false\n", FEDAVG, False, "projection"),
-        ('amplitude = "designed"\n', FEDAVG, True, "designed"),
+        ('amplitude = "designed"\n', FEDAVG, False, "designed"),
     ],
 )
 def test_a_device_is_told_whether_to_remember_and_how_long_estimates_are(
@@ -95,6 +95,7 @@ def test_updates_follow_the_cohort_where_they_are_left_out() -> None:
         (LEAST + M22 + "magnitude = []\n", "magnitude"),
         (LEAST + M22 + "magnitud = 1\n", "uplink.m22.magnitud: unknown key; did you mean 'magnitude'?"),
         (LEAST + M22 + "error_feedback = true\n", "feddyn is its own error feedback"),
+        (LEAST + M22 + 'error_feedback = true\namplitude = "designed"\n', 'needs amplitude "guarded" or "auto"'),
         (
             LEAST + '[uplink]\ncodec = "m22"\n[aggregation]\nweights = "shrinkage"\n',
             'shrinkage needs an unbiased codec, got uplink.codec = "m22"',

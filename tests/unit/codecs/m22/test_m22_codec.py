@@ -45,7 +45,8 @@ def test_wire_bytes_are_those_of_the_formula_and_within_the_budget(bits, levels_
     data = codec.encode(generalized_normal(0.8), seed=3)
     kept, sizes = payload.take_apart(data, SIZE)
     assert len(data) == sizes.total == formula(kept)
-    assert len(data) <= codec.size_bytes(SIZE) == math.floor(bits * SIZE / 8) + 12
+    levels = 1 << (math.ceil(max(bits, 1)) - 1)
+    assert len(data) <= codec.size_bytes(SIZE) == math.floor(bits * SIZE / 8) + 10 + 2 * levels
     assert kept.levels_bits == levels_bits or levels_bits is None or bits < 0.5  # where so many levels cost too much
 
 
@@ -219,3 +220,48 @@ def test_at_a_bit_each_all_light_tailed_coordinates_are_kept_even_if_some_are_ze
     kept, _ = payload.take_apart(data, x.size)
     assert kept.positions.size == x.size and kept.levels_bits == 1
     assert lost(M22(1.0), x) < 0.3
+
+
+@pytest.mark.parametrize("family", ["auto", "empirical", "gennorm"])
+@pytest.mark.parametrize("bits", [0.05, 0.5, 1.0, 3.0, 5.3, 8.0])
+def test_a_segment_of_zeros_disturbs_no_update(bits, family):
+    codec = M22(bits, family=family)
+    for seed in range(6):
+        rng = np.random.default_rng(seed)
+        vectors = [rng.standard_normal(n).astype(np.float32) for n in (500, 3000)] + [np.zeros(64, np.float32)]
+        payloads = codec.encode_all([Part(x, seed) for x in vectors])
+        assert sum(map(len, payloads)) <= sum(codec.size_bytes(x.size) for x in vectors)
+        assert not codec.decode(payloads[2], 64, 0).any()
+
+
+def outliers(kind: str, size: int = SIZE) -> np.ndarray:
+    rng = np.random.default_rng(5)
+    x = rng.standard_t(2, size) if kind == "heavy" else rng.standard_normal(size)
+    if kind == "mixed":
+        x *= np.where(rng.random(size) < 0.01, 20.0, 1.0)
+    if kind == "spike":
+        x[7] = 1000.0
+    return x.astype(np.float32)
+
+
+@pytest.mark.parametrize("kind", ["heavy", "mixed", "spike"])
+@pytest.mark.parametrize("bits", [0.1, 0.5, 1.0, 2.0])
+def test_a_law_that_does_not_fit_gives_way_to_the_data(kind, bits):
+    x = outliers(kind)
+    assert lost(M22(bits), x) <= 1.1 * lost(M22(bits, family="empirical"), x) + 1e-6
+
+
+@pytest.mark.parametrize("shape", [0.8, 1.0, 2.0])
+def test_more_bits_never_lose_much_more(shape):
+    x = generalized_normal(shape)
+    errors = [
+        lost(M22(bits), x) for bits in (0.1, 0.25, 0.5, 1.0, 1.5, 2.0, 2.5, 3.0, 4.0, 4.5, 5.0, 6.0, 7.0, 7.5, 8.0)
+    ]
+    assert all(later <= 1.25 * earlier for earlier, later in itertools.pairwise(errors))
+    assert errors[-1] < 1e-4
+
+
+def test_equal_magnitudes_are_left_out_all_over_the_vector():
+    kept, _ = payload.take_apart(M22(0.3).encode(np.ones(50_000), seed=4), 50_000)
+    tenths = np.bincount(kept.positions // 5000, minlength=10)
+    assert tenths.min() > 0.8 * tenths.mean()
