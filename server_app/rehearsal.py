@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable
 
 from safetensors.numpy import save
@@ -13,6 +14,8 @@ from schemas.plan import Plan
 from schemas.status import RoundPhase, RoundStatus, RunSummary, Traffic
 from server_app.report import Result
 from server_app.sites import sites_of
+
+MOST_OF_A_NAME = 50
 
 
 def rehearse(
@@ -32,7 +35,7 @@ def rehearse(
     rounds = tuple(_frames_only(status) for status in done.rounds)
     tested = [status.metrics for status in rounds if status.metrics]
     run = RunSummary(
-        run=RunId(f"{name}-simulated"),
+        run=_run_id(name),
         task=plan.task,
         phase=done.phase,
         reason=done.reason,
@@ -63,3 +66,9 @@ def _frames_only(status: RoundStatus) -> RoundStatus:
 
 def _total(parts: list[Traffic]) -> Traffic:
     return Traffic(up=sum(part.up for part in parts), down=sum(part.down for part in parts))
+
+
+def _run_id(name: str) -> RunId:
+    """Return the id of the run of a plan called ``name``: what an id cannot hold becomes a dash."""
+    plain = re.sub("[^a-z0-9._-]+", "-", name.lower()).strip("._-")
+    return RunId(f"{plain[:MOST_OF_A_NAME] or 'plan'}-simulated")

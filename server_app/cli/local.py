@@ -85,8 +85,13 @@ def simulate(plan: Path, seed: int | None, as_json: bool, report_dir: Path | Non
     with reported():
         agreed = read_plan(plan)
         agreed = agreed if seed is None else altered(agreed, {"seed": seed})
+        folder = report_dir or _report_dir(plan.stem)
+        try:
+            folder.mkdir(parents=True, exist_ok=True)  # before the rounds: their work would be lost
+        except OSError as error:
+            raise Failure(f"could not make {folder}: {error.strerror}", Exit.REFUSED) from None
         result, model = _simulate(agreed, plan.stem)
-        _finish(result, model, report_dir or _report_dir(plan.stem), as_json)
+        _finish(result, model, folder, as_json)
         if result.run.phase != "finished":
             raise Failure(f"the run {result.run.phase}: {result.run.reason}", Exit.RUN_FAILED)
 

@@ -8,12 +8,14 @@ import pytest
 from click.testing import CliRunner, Result
 from safetensors.numpy import load_file
 
+from schemas.ids import NAME
 from schemas.plan import Plan, plan_from_toml
 from schemas.status import RunPhase, RunStatus, Traffic
 from server_app.cli import main, server
 from server_app.cli.plans import altered
 from server_app.cli.tables import run_facts
 from server_app.demo import default_plan
+from server_app.rehearsal import _run_id
 from server_app.units import as_bytes, as_percent, as_points, as_ratio, as_seconds
 
 COMMANDS = Path(__file__).parents[3] / "docs" / "cli.md"
@@ -140,3 +142,15 @@ def test_a_run_without_traffic_shows_no_ratio_to_float32() -> None:
     sums = {"frame_bytes": Traffic(up=100), "float32_bytes": Traffic(up=1500)}
     rows = run_facts(RunStatus(**run, created_at=0.0, plan=plan, traffic=Traffic(up=900), **sums))
     assert ("  frames alone", "100 B, float32 would be 1.50 kB (15.0x)") in rows
+
+
+@pytest.mark.parametrize(
+    ("name", "run"),
+    [("wisdm", "wisdm-simulated"), ("My Plan", "my-plan-simulated"), ("-M0-", "m0-simulated"), ("Ü", "plan-simulated")],
+)
+def test_a_plan_may_be_called_anything(name, run):
+    assert _run_id(name) == run
+
+
+def test_a_run_of_a_plan_with_the_longest_name_has_a_valid_id():
+    assert re.fullmatch(NAME, _run_id("x" * 300))
