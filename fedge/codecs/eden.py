@@ -112,10 +112,12 @@ class Eden:
     def encode(self, x: npt.ArrayLike, seed: int) -> bytes:
         """Encode ``x``, shape ``[d]``, any real dtype; ``d = 0`` gives the version byte alone.
 
+        A vector alone is taken for no matrix: low rank is looked for by :meth:`encode_all`.
+
         Raises:
             CodecError: if ``x`` has not one axis, or a coordinate is not finite in float32 (names the first).
         """
-        return self.encode_all([Part(as_vector(x), seed)])[0]
+        return self.encode_all([Part(as_vector(x), seed, thorough=False)])[0]
 
     def encode_all(self, parts: Sequence[Part]) -> list[bytes]:
         """Encode vectors together: with entropy coding they share the bits by equal slope.
