@@ -52,7 +52,7 @@ def test_the_bytes_are_those_of_positions_values_and_side_information(name: str,
     x_hat, used = BASELINES[name](x, 300, 0)
     kept = np.flatnonzero(x_hat)
     positions = subset.choose(kept, SIZE).to_bytes()
-    values = packing.pack(np.zeros((1, kept.size), np.uint8), levels_bits).tobytes()
+    values = packing.pack(np.zeros((kept.size, 1), np.uint8), levels_bits).tobytes()
     assert used == HEAD_BYTES + side + len(positions) + len(values)
     assert set(kept) == set(np.argsort(-np.abs(x))[: kept.size])
 

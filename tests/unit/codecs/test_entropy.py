@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from fedge.codecs import Eden, Part, entropy, native, native_available, native_status
+from fedge.codecs import Eden, Part, entropy, native, native_available, native_status, sharing
 from fedge.errors import CodecError
 from fedge.frames import read_frame
 from fedge.layout import Kind, Layout, TensorSpec
@@ -93,7 +93,7 @@ def test_classes_that_would_cost_more_than_they_give_are_not_sent(bits, weak, mo
     x, codec = (rows * rng.standard_normal(30_000)).astype(np.float32), Eden(bits, "entropy")
     (data,) = codec.encode_all([Part(x, 1, rows=(100, 0))])
     assert len(data) <= codec.size_bytes(x.size)
-    monkeypatch.setattr(entropy, "WORTH_GROUPING", 0.0)
+    monkeypatch.setattr(sharing, "WORTH_GROUPING", 0.0)
     (plain,) = codec.encode_all([Part(x, 1, rows=(100, 0))])
     assert codec.error(data, x.size) < 1.05 * codec.error(plain, x.size)
 
