@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from itertools import pairwise
 from typing import Annotated, Any, Literal, Self
 
@@ -152,17 +153,58 @@ class UplinkSpec(Model):
         return self.model_copy(update={"bits": bits, "m22": m22.model_copy(update=settled)})
 
 
-class DownlinkSpec(Model):
-    """How the model travels to the devices. ``none`` sends float32."""
+DownlinkMode = Literal["none", "snapshot", "mcm", "rand-mcm"]
 
+
+class DownlinkSpec(Model):
+    """How the model travels to the devices (``fedge.downlink``). ``none`` sends float32.
+
+    ``bits`` are those of a change; a device's own limit lowers them. ``full_bits`` are those of the whole model, which
+    a device gets at first and after its state was lost.
+    """
+
+    mode: DownlinkMode = Field(
+        default="rand-mcm",
+        description="rand-mcm: changes of a state of the device's own; mcm: of one that all share; "
+        "snapshot: the whole model each time; none: that as float32",
+    )
     codec: Literal["eden", "none"] = "eden"
     bits: Bits = 4.0
+    full_bits: Bits = Field(default=8.0, description="of the whole model, in the modes that send changes")
     coding: Coding = "entropy"
+    alpha: float | None = Field(
+        default=None, gt=0, le=1, description="step of the state in the modes that send changes; left out: by the error"
+    )
+
+    @model_validator(mode="before")
+    @classmethod
+    def _none_is_none(cls, data: Any) -> Any:
+        """``codec = "none"`` and ``mode = "none"`` say the same; either stands for both."""
+        if not isinstance(data, Mapping):
+            return data
+        implied = {"mode": "none"} if data.get("codec") == "none" else {}
+        implied |= {"codec": "none"} if data.get("mode") == "none" else {}
+        return {**implied, **data}
+
+    @model_validator(mode="after")
+    def _mode_fits(self) -> Self:
+        if (self.codec == "none") != (self.mode == "none"):
+            raise ValueError(
+                f'codec = "none" goes with mode = "none" alone, got codec = "{self.codec}", mode = "{self.mode}"'
+            )
+        if self.alpha is not None and not self.has_memory:
+            raise ValueError(f'alpha needs mode = "rand-mcm" or "mcm", got mode = "{self.mode}"')
+        return self
 
     @property
     def codec_name(self) -> str:
         """The codec as its table names it."""
         return codec_name(self.codec, self.coding)
+
+    @property
+    def has_memory(self) -> bool:
+        """Whether device and aggregator keep a state between downloads."""
+        return self.mode in ("mcm", "rand-mcm")
 
 
 class LinkLimit(Model):

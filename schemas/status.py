@@ -57,6 +57,12 @@ class RoundStatus(Model):
         default=None, description="how far shrinkage moved the mean, over the plain mean's length; null: it is plain"
     )
     metrics: dict[str, float] = Field(default={}, description="of the published model on the test data")
+    bytes_down: dict[DeviceName, int] = Field(default={}, description="what each device downloaded, without HTTP")
+    perturbation: float | None = Field(
+        default=None,
+        description="E of the squared distance between the model that a device trains from and the aggregator's, "
+        "mean over the downloads; null: there were none",
+    )
     traffic: Traffic = Traffic()
     frame_bytes: Traffic = Field(default=Traffic(), description="frames alone, without HTTP and polling")
     float32_bytes: Traffic = Field(default=Traffic(), description="the same vectors as bare float32")

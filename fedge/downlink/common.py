@@ -25,15 +25,15 @@ from fedge.downlink.message import (
     Message,
     State,
     StateId,
+    checksum,
+    origin,
     read_message,
 )
-from fedge.errors import FrameError
+from fedge.errors import CodecError, FrameError
 from fedge.frames import HEADER_BYTES as FRAME_HEADER_BYTES
 from fedge.frames import read_header
+from fedge.layout import Layout
 from fedge.update import FLOAT32_BITS, update_bytes
-
-EVERYONE = ""
-"""The device in the ``Channel`` of a common memory."""
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -74,9 +74,41 @@ def advance_common(
     return Common(apply_to(channel, state, read_message(data)).state, state, log)
 
 
-def catch_up(channel: Channel, common: Common, said: StateId) -> list[bytes]:
-    """Return the messages, in order, that bring a device with state ``said`` to ŵ_k."""
+def most_bytes(layout: Layout) -> int:
+    """Return the most that a download takes: what was missed, as long as it is no longer than a copy, or that copy."""
+    return 2 * (HEADER_BYTES + update_bytes(layout, "none", FLOAT32_BITS))
+
+
+def refresh(
+    channel: Channel,
+    common: Common | None,
+    params: Floats,
+    round_number: int,
+    bits: float,
+    full_bits: float,
+    alpha: float | None = None,
+) -> Common:
+    """Return the memory after ``round_number``, begun from zeros at ``full_bits`` where there is none to go on from.
+
+    Raises:
+        CodecError: params that float32 does not hold.
+    """
+    if common is not None:
+        try:
+            return advance_common(channel, common, params, round_number, bits, alpha)
+        except CodecError:
+            pass  # so far from the memory that it begins anew: devices do not know its name and get a copy
+    return advance_common(channel, Common.of(origin(channel.layout)), params, round_number, full_bits, alpha)
+
+
+def catch_up(channel: Channel, common: Common, said: StateId, numbers: StateId | None = None) -> list[bytes]:
+    """Return the messages, in order, that bring a device with state ``said`` to ŵ_k.
+
+    ``numbers`` is the checksum of the state that it has, where it says so: with others than H_k's it gets a copy.
+    """
     last = common.last
+    if numbers is not None and said == common.state.id and numbers != checksum(common.state.vector):
+        return [encode_copy(channel, common.state, said, last.round if last else 0)]
     if said == common.state.id and (last is None or last.alpha == 1.0):
         return []
     for place, data in enumerate(common.log):

@@ -37,6 +37,7 @@ from enum import StrEnum
 
 from fedge.downlink.mcm import FULL_BITS, Channel, Delivered, apply_message, apply_to, encode_message
 from fedge.downlink.message import Floats, Kind, State, StateId, checksum, next_of, origin, read_message
+from fedge.errors import CodecError
 
 MAX_PENDING = 2
 
@@ -134,6 +135,25 @@ def step(channel: Channel, ledger: Ledger, event: Event) -> tuple[Ledger, list[S
             return _offer(channel, _promote(channel, ledger, said), event)
         case Drifted():
             return Ledger(resyncs=ledger.resyncs), []
+
+
+def answer(channel: Channel, ledger: Ledger, asked: Asked, numbers: StateId | None = None) -> tuple[Ledger, bytes]:
+    """Return the ledger and the message for a device that asks, a full where a delta is not to be had.
+
+    ``numbers`` is the checksum of the state that it has, where it says so.
+
+    Raises:
+        CodecError: params that float32 does not hold.
+    """
+    ledger, _ = step(channel, ledger, Heard(asked.said))
+    if numbers is not None and is_drifted(ledger, asked.said, numbers):
+        ledger, _ = step(channel, ledger, Drifted())
+    try:
+        ledger, sent = step(channel, ledger, asked)
+    except CodecError:
+        ledger, _ = step(channel, ledger, Drifted())
+        ledger, sent = step(channel, ledger, asked)
+    return ledger, sent[0].message
 
 
 def is_drifted(ledger: Ledger, said: StateId, numbers: StateId) -> bool:

@@ -31,19 +31,23 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from fedge.downlink import Mode
 from fedge.downlink.message import Floats, Kind, Message, State, StateId, origin, write_message
-from fedge.downlink.snapshot import decode_snapshot
+from fedge.downlink.snapshot import decode_snapshot, expected_loss
 from fedge.errors import CodecError, FrameError, ProtocolError
 from fedge.layout import Kind as TensorKind
 from fedge.layout import Layout, Vector
-from fedge.update import FLOAT32_BITS, Stream, by_segment, encode_update
-from fedge.weighting import error_of
+from fedge.update import FLOAT32_BITS, Stream, encode_update
 
 FULL_BITS = 8.0
 """Bits per coordinate of a full, ω = 2e-5, and the most of a delta."""
 PLAIN_ERROR = 0.25
 """Up to this ω, from about 1.6 bits on, α is 1: a message leaves ω of ‖Ω‖², where 1/(1 + ω) would leave ω/(1 + ω)."""
 ALPHA_STEPS = 4096
+
+
+EVERYONE = ""
+"""The device in the ``Channel`` of a common memory."""
 
 
 class StaleMessage(ProtocolError):
@@ -76,6 +80,11 @@ class Channel:
     def most_bits(self) -> float:
         """The most bits per coordinate of a message; those of a full."""
         return FLOAT32_BITS if self.codec == "none" else FULL_BITS
+
+
+def channel_of(layout: Layout, seed: int, device: str, mode: Mode, codec: str) -> Channel:
+    """Return the channel to ``device``, which in mode mcm is the one to everybody."""
+    return Channel(layout, seed, EVERYONE if mode is Mode.MCM else device, codec)
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -123,24 +132,22 @@ def encode_message(
     Raises:
         CodecError: a difference that is not finite in float32.
     """
+    target = _difference(channel, base, params)
+    bits = channel.most_bits if channel.codec == "none" else bits
+    frames = encode_update(channel.layout, target, channel.stream(round_number, base.id), channel.codec, bits)
+    if alpha is None:
+        lost, total = expected_loss(channel.layout, target, frames)
+        alpha = alpha_for(lost / total if total > 0 else 0.0)
+    return write_message(kind, round_number, alpha, said, base.id, frames)
+
+
+def _difference(channel: Channel, base: State, params: Floats) -> Vector:
+    """Return what a message carries: Ω of the weights, and the rest as it is."""
     weights = num_weights(channel.layout)
     with np.errstate(over="ignore"):
         target = params.astype(np.float32)
         target[:weights] = params[:weights] - base.vector[:weights]
-    bits = channel.most_bits if channel.codec == "none" else bits
-    frames = encode_update(channel.layout, target, channel.stream(round_number, base.id), channel.codec, bits)
-    chosen = alpha_for(_error(channel.layout, target, frames)) if alpha is None else alpha
-    return write_message(kind, round_number, chosen, said, base.id, frames)
-
-
-def _error(layout: Layout, target: Vector, frames: list[bytes]) -> float:
-    """Return ω of a whole message, Σ A_s‖Ω_s‖² / Σ ‖Ω_s‖² over the segments s with a memory."""
-    lost = total = 0.0
-    for segment, frame in zip(layout.segments, by_segment(frames).values(), strict=True):
-        if segment.kind is TensorKind.WEIGHT:
-            energy = float(np.square(target[segment.slice], dtype=np.float64).sum())
-            lost, total = lost + error_of(frame) * energy, total + energy
-    return lost / total if total > 0 else 0.0
+    return target
 
 
 def encode_copy(channel: Channel, state: State, said: StateId, round_number: int) -> bytes:
@@ -183,6 +190,14 @@ def apply_to(channel: Channel, own: State | None, message: Message) -> Delivered
     if not (np.isfinite(anchor).all() and np.isfinite(memory).all()):
         raise CodecError("expected params in the range of their dtype after a download, got an infinite one")
     return Delivered(anchor, State(message.next, memory))
+
+
+def expected_perturbation(channel: Channel, own: State | None, message: Message, params: Floats) -> float:
+    """Return E‖ŵ - w‖² of a download of ``params``, from the errors that its frames state; decodes nothing."""
+    base = own if message.kind is Kind.DELTA else channel.base(message.base)
+    if base is None:
+        return 0.0  # a copy: what was lost is in the messages before it
+    return expected_loss(channel.layout, _difference(channel, base, params), message.frames)[0]
 
 
 def perturbation(channel: Channel, own: State | None, message: Message, params: Floats) -> float:

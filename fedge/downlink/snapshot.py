@@ -12,10 +12,13 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 
+import numpy as np
+
 from fedge.errors import FrameError
 from fedge.frames import read_frame
-from fedge.layout import Layout, Vector
-from fedge.update import Stream, check_frame, decode_segments, encode_update
+from fedge.layout import Kind, Layout, Vector
+from fedge.update import Stream, by_segment, check_frame, decode_segments, encode_update
+from fedge.weighting import error_of
 
 
 def downlink(seed: int, round_number: int, device: str) -> Stream:
@@ -43,3 +46,14 @@ def decode_snapshot(layout: Layout, frames: Iterable[bytes], stream: Stream, nam
             raise FrameError(f"expected segment {frame.segment} once in a download, got it twice")
         found[frame.segment] = frame
     return decode_segments(layout, found, stream, range(len(layout.segments)))
+
+
+def expected_loss(layout: Layout, vector: Vector, frames: Iterable[bytes]) -> tuple[float, float]:
+    """Return E‖x̂ - x‖² = Σ A_s‖x_s‖² of ``vector`` x float32 ``[d]`` in ``frames``, and ‖x‖², both over the weights."""
+    lost = total = 0.0
+    for index, frame in by_segment(frames).items():
+        segment = layout.segments[index]
+        if segment.kind is Kind.WEIGHT:
+            energy = float(np.square(vector[segment.slice], dtype=np.float64).sum())
+            lost, total = lost + error_of(frame) * energy, total + energy
+    return lost, total

@@ -10,7 +10,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from statistics import fmean, median_low
 
-from fedge.budget import rate
+from fedge.budget import full_rate, rate
 from fedge.layout import Layout
 from fedge.protocol.coordinator import Quota, Round
 from fedge.protocol.ledger import Ledger
@@ -70,6 +70,7 @@ def assign(
     """
     uplink_bits = rate(layout, plan.uplink, standing.limits.uplink)
     downlink_bits = rate(layout, plan.downlink, standing.limits.downlink)
+    full_bits = full_rate(layout, plan.downlink, standing.limits.downlink)
     decay = plan.local.learning_rate_decay ** (round.number - 1)
     learning_rate = max(plan.local.learning_rate * decay, sys.float_info.min)  # an assignment's is above 0
     return Assignment(
@@ -82,7 +83,7 @@ def assign(
         relative_size=standing.relative_size,
         local=plan.local.model_copy(update={"learning_rate": learning_rate, "learning_rate_decay": 1.0}),
         uplink=plan.uplink.in_round(round.number, uplink_bits, plan.algorithm),
-        downlink=plan.downlink.model_copy(update={"bits": downlink_bits}),
+        downlink=plan.downlink.model_copy(update={"bits": downlink_bits, "full_bits": full_bits}),
         seconds_left=max(0.0, round.opened_at + round.quota.max_seconds - now),
         dual_epoch=dual_epoch,
         last_applied=standing.last_applied,

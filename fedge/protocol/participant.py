@@ -1,8 +1,8 @@
 """The device's side of a round.
 
                     assignment            Downloaded           UpdateReady
-         ┌─> IDLE ─────────────> FETCHING ──────────> TRAINING ───────────> SENDING ─┐
-         │    │  ^                  │                    │                     │     │ Sent, RoundOver
+         ┌─> IDLE ─────────────> FETCHING <─────────> TRAINING ───────────> SENDING ─┐
+         │    │  ^                  │      AnchorLost    │                     │     │ Sent, RoundOver
          │    │  │                  └──── RoundOver ─────┴──> IDLE (no update) │     v
          │    │  └───────────────────────────────────────────────────────────────── IDLE (update pending)
          │    │ receipt for the pending update
@@ -14,6 +14,9 @@
 A device keeps its encoded update until it holds a receipt, and only then moves its FedDyn dual, by the decoded values
 of the segments that were applied: both ends commit only what both know. An assignment that comes while an update is
 pending is taken after its receipt is settled. Waiting and trying again is decided here and nowhere else.
+
+A download may move a state of which device and aggregator have a copy each (``fedge.downlink.ledger``). The device's
+moves with ``Downloaded``: it is the one that ``held`` names, whatever else lies in the spool.
 
 The state is a message (``schemas.packing``), so the spool can write it down as it is. ``step`` is pure; every action is
 safe to perform twice, and ``resume`` says what a state read back from disk still owes.
@@ -61,6 +64,16 @@ class Pending(Model):
     update: Digest
 
 
+class Held(Model):
+    """The download state that the device has, by its name in ``run``. ``downloads`` counts those taken so far; with
+    ``has_anchor`` the params to train from are kept beside it, being others."""
+
+    run: RunName
+    state: Digest
+    has_anchor: bool = False
+    downloads: int = 0
+
+
 class Participant(Model):
     """Everything the device must remember.
 
@@ -77,6 +90,7 @@ class Participant(Model):
     run: RunName | None = None
     dual_epoch: int = 0
     last_applied: int = 0
+    held: Held | None = None
     failures: int = 0
     retry_at: float | None = None
 
@@ -91,7 +105,14 @@ class WorkArrived:
 
 @dataclass(frozen=True, slots=True)
 class Downloaded:
-    """The anchor of the assignment is there."""
+    """The anchor of the assignment is durable in the spool, and with it the download state ``held``, if any."""
+
+    held: Held | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class AnchorLost:
+    """What was downloaded is not in the spool any more, or damaged."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -147,7 +168,19 @@ class Tick:
     """Time has passed."""
 
 
-Event = WorkArrived | Downloaded | UpdateReady | Sent | Refused | RoundOver | Settled | StateLost | Failed | Tick
+Event = (
+    WorkArrived
+    | Downloaded
+    | AnchorLost
+    | UpdateReady
+    | Sent
+    | Refused
+    | RoundOver
+    | Settled
+    | StateLost
+    | Failed
+    | Tick
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -159,7 +192,7 @@ class Poll:
 
 @dataclass(frozen=True, slots=True)
 class Download:
-    """Fetch the anchor."""
+    """Fetch the anchor and keep it, with the state it leads to; then ``Downloaded``."""
 
     assignment: Assignment
 
@@ -224,6 +257,7 @@ TRANSITIONS: Mapping[Phase, Mapping[type[Event], frozenset[Phase]]] = {
     },
     TRAINING: {
         UpdateReady: frozenset({SENDING}),
+        AnchorLost: frozenset({FETCHING}),
         Refused: frozenset({REFUSING}),
         RoundOver: frozenset({IDLE}),
     },
@@ -283,8 +317,11 @@ def _apply(state: Participant, event: Event) -> tuple[Participant, list[Action]]
     match event:
         case WorkArrived():
             return _take_work(calm, event), []
-        case Downloaded():
-            return _change(calm, phase=TRAINING), []
+        case Downloaded(held):
+            # The state before it is of no more use.
+            return _change(calm, phase=TRAINING, held=held or state.held), [] if held is None else [Forget()]
+        case AnchorLost():
+            return _change(calm, phase=FETCHING), []
         case UpdateReady(update):
             pending = Pending(assignment=_assigned(calm), update=update)
             return _change(calm, phase=SENDING, pending=pending, assignment=None), []

@@ -6,11 +6,9 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import partial
 
-import numpy as np
-
 from fedge.aggregation import SegmentSums
 from fedge.algorithms import Algorithm, ServerState
-from fedge.downlink.snapshot import downlink, encode_snapshot
+from fedge.downlink.message import StateId
 from fedge.errors import BudgetError, ProtocolError
 from fedge.frames import read_frame
 from fedge.layout import Layout
@@ -21,6 +19,7 @@ from fedge.protocol.ledger import Ledger, Verdict
 from fedge.protocol.offer import Standing, assign, certify, counted_size, mean_size, quota_of
 from fedge.selection import choose_cohort
 from fedge.simulation.clock import Clock
+from fedge.simulation.downlinks import Downlinks
 from fedge.simulation.world import World
 from fedge.update import check_frame, decode_delta, uplink
 from fedge.weighting import error_of
@@ -70,6 +69,7 @@ class Aggregator:
         self.receipts: dict[tuple[str, int], Receipt] = {}
         self.parked: dict[str, tuple[int | None, Callable[[Work], None]]] = {}
         self.traffic, self.frame_traffic = Traffic(), Traffic()
+        self.downlinks = Downlinks(layout, plan.seed)
         self._assignments: dict[str, Assignment] = {}
 
     def start(self) -> None:
@@ -84,15 +84,12 @@ class Aggregator:
         else:
             self.parked[device] = (pending_round, answer)
 
-    def download(self, device: str, round_number: int) -> list[bytes]:
-        """Return the frames of the params ``device`` starts from."""
+    def download(self, device: str, round_number: int, said: StateId, numbers: StateId | None = None) -> bytes:
+        """Return what ``device`` makes the params it starts from of: frames, or messages for the state ``said``."""
         self._check_open(round_number)
-        spec = self._assignments[device].downlink
-        stream = downlink(self.plan.seed, round_number, device)
-        params = np.ascontiguousarray(self.state.params, np.float32)
-        frames = encode_snapshot(self.layout, params, stream, spec.codec_name, spec.bits)
-        self.frame_traffic.down += sum(map(len, frames))
-        return frames
+        data = self.downlinks.answer(self._assignments[device], device, self.state.params, said, numbers)
+        self.frame_traffic.down += len(data)
+        return data
 
     def status(self, device: str, round_number: int) -> UpdateStatus:
         """Say which segments of ``device``'s update arrived."""
@@ -166,6 +163,7 @@ class Aggregator:
         self.ledger = Ledger(len(self.layout.segments))
         self.sums = SegmentSums(self.layout, self.plan.aggregation.weights)
         self._assignments = {}
+        self.downlinks.begin_round()
         cohort = choose_cohort(self.plan.seed, number, self.world.devices, self.plan.cohort.devices)
         self._round_step(CohortChosen(cohort))
 

@@ -16,17 +16,24 @@ import numpy as np
 
 from fedge import feedback
 from fedge.algorithms import Algorithm, Dual
+from fedge.downlink import Mode
+from fedge.downlink.common import receive_all
+from fedge.downlink.mcm import channel_of
+from fedge.downlink.message import State, StateId, origin
 from fedge.downlink.snapshot import decode_snapshot, downlink
-from fedge.errors import CodecError
+from fedge.errors import CodecError, ProtocolError
 from fedge.feedback import Memory
+from fedge.frames import FrameReader
 from fedge.layout import Vector
 from fedge.protocol import participant
 from fedge.protocol.ledger import Conflict
 from fedge.protocol.offer import train_seed
 from fedge.protocol.participant import (
+    AnchorLost,
     Download,
     Downloaded,
     Failed,
+    Held,
     Participant,
     Pending,
     Poll,
@@ -51,7 +58,8 @@ from schemas.messages import Assignment, Receipt, Refusal, UpdateHeader, Work
 
 
 class Device:
-    """One virtual device. ``frames`` and ``duals`` are its flash; they and ``state`` outlive a crash."""
+    """One virtual device. ``frames``, ``duals``, ``memories`` and ``states`` are its flash: they and ``state`` outlive
+    a crash, what was downloaded to train from does not."""
 
     def __init__(
         self, name: str, aggregator: Aggregator, trainer: Trainer, algorithm: Algorithm, link: Link, clock: Clock
@@ -62,6 +70,7 @@ class Device:
         self.duals: dict[tuple[int, int], Dual] = {}
         self.memories: dict[tuple[int, int], Memory] = {}
         self._loss: Memory | None = None
+        self.states: dict[StateId, State] = {}
         self.frames: list[bytes] = []
         self.header: UpdateHeader | None = None
         self._anchor: Vector | None = None
@@ -146,39 +155,46 @@ class Device:
         self.aggregator.poll(self.name, pending_round, deliver)
 
     def _download(self, assignment: Assignment) -> None:
-        size_bytes = self._fetch(assignment)
-        if self._anchor is None:
-            self._answer(RoundOver())
-        else:
-            self._answer(Downloaded(), size_bytes / self.link.down_bytes_per_second)
-
-    def _fetch(self, assignment: Assignment) -> int:
-        """Take the anchor from the aggregator, none if the round is over; return how many bytes it was."""
-        self._anchor = None
         try:
-            frames = self.aggregator.download(self.name, assignment.round)
+            data, held = self._fetch(assignment)
         except Closed:
-            return 0
-        spec, stream = assignment.downlink, downlink(assignment.seed, assignment.round, self.name)
-        self._anchor = decode_snapshot(self.trainer.layout, frames, stream, spec.codec_name, spec.bits)
-        return sum(map(len, frames))
+            return self._answer(RoundOver())
+        except ProtocolError as error:
+            return self._answer(Failed(str(error)))
+        return self._answer(Downloaded(held), len(data) / self.link.down_bytes_per_second)
+
+    def _fetch(self, assignment: Assignment) -> tuple[bytes, Held | None]:
+        """Take the anchor from the aggregator and keep it, with the state that it leads to."""
+        spec, layout = assignment.downlink, self.trainer.layout
+        own = self.states.get(self._held_id(assignment)) or origin(layout)
+        data = self.aggregator.download(self.name, assignment.round, own.id)
+        if not spec.has_memory:
+            stream, reader = downlink(assignment.seed, assignment.round, self.name), FrameReader()
+            frames = list(reader.feed(data))
+            self._anchor = decode_snapshot(layout, frames, stream, spec.codec_name, spec.bits)
+            return data, None
+        channel = channel_of(layout, assignment.seed, self.name, Mode(spec.mode), spec.codec_name)
+        delivered = receive_all(channel, own, data)
+        self._anchor = delivered.anchor
+        self.states = {own.id: own, delivered.state.id: delivered.state}
+        return data, Held(run=assignment.run, state=delivered.state.id, downloads=self._downloads() + 1)
+
+    def _held_id(self, assignment: Assignment) -> StateId:
+        held = self.state.held
+        return StateId(held.state if held is not None and held.run == assignment.run else "")
+
+    def _downloads(self) -> int:
+        return self.state.held.downloads if self.state.held is not None else 0
 
     def _train(self, assignment: Assignment) -> None:
         if self._anchor is None:  # a crash came after the download, and the anchor was in memory only
-            return self._request(partial(self._download_again, assignment))
+            return self._step(AnchorLost())
         dual = self.dual() if self.algorithm.stateful else None
         terms = self.algorithm.local_terms(dual, assignment.relative_size)
         seed = train_seed(assignment.seed, assignment.round, self.name)
         result = self.trainer.begin(self.name, self._anchor, terms, assignment.local, seed)
         seconds = self.link.seconds_per_example * self.trainer.num_examples(self.name) * assignment.local.epochs
         return self._later(seconds, lambda: self._spool(assignment, result()))
-
-    def _download_again(self, assignment: Assignment) -> None:
-        self._fetch(assignment)
-        if self._anchor is None:
-            self._answer(RoundOver())
-        else:
-            self._train(assignment)
 
     def _spool(self, assignment: Assignment, trained: Trained) -> None:
         stream, spec = uplink(assignment.seed, assignment.round, self.name), assignment.uplink

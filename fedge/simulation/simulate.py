@@ -133,6 +133,8 @@ class Simulation:
             loss=sum(known) / len(known) if known else None,
             shrunk_by=aggregator.sums.shrunk_by,
             metrics=self._evaluate() if due else {},
+            bytes_down={DeviceId(name): size for name, size in aggregator.downlinks.sent.items()},
+            perturbation=aggregator.downlinks.perturbation,
             traffic=spent,
             frame_bytes=spent,
             float32_bytes=Traffic(up=vector * len(complete), down=vector * len(round.cohort)),

@@ -9,6 +9,10 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from fedge.downlink import Mode
+from fedge.downlink.common import catch_up, receive_all
+from fedge.downlink.ledger import Heard, step
+from fedge.downlink.mcm import channel_of
 from fedge.protocol.participant import Participant, Phase
 from fedge.simulation import Link, Simulation, World
 from fedge.update import by_segment, decode_applied, uplink
@@ -20,7 +24,16 @@ from tests.support.quadratic import Quadratic
 DEVICES = tuple(f"d{i}" for i in range(6))
 
 
-def plan(rounds=6, seed=1, bits=2.0, algorithm='name = "feddyn"\nalpha = 0.5', weights="plain", codec="eden"):
+def plan(
+    rounds=6,
+    seed=1,
+    bits=2.0,
+    algorithm='name = "feddyn"\nalpha = 0.5',
+    weights="plain",
+    codec="eden",
+    down="rand-mcm",
+    down_bits=8.0,
+):
     return plan_from_toml(f"""
         task = "a:b"
         rounds = {rounds}
@@ -37,7 +50,8 @@ def plan(rounds=6, seed=1, bits=2.0, algorithm='name = "feddyn"\nalpha = 0.5', w
         codec = "{codec}"
         bits = {bits}
         [downlink]
-        bits = 8.0
+        mode = "{down}"
+        bits = {down_bits}
     """)
 
 
@@ -66,6 +80,57 @@ def test_after_any_weather_the_servers_sum_is_the_sum_of_the_devices_duals(seed,
     duals = sum(device.dual() for device in simulation.devices.values())
     h = simulation.aggregator.state.h
     assert np.abs(duals - h).max() <= 1e-12 * max(1.0, np.abs(h).max())
+
+
+MEMORIES = [("rand-mcm", 0.5), ("rand-mcm", 1.0), ("rand-mcm", 4.0), ("mcm", 1.0), ("mcm", 4.0)]
+
+
+@settings(max_examples=40, deadline=None)
+@given(st.integers(0, 2**32), st.sampled_from(MEMORIES), probability, probability, st.sampled_from([0.0, 0.05, 0.2]))
+def test_after_any_weather_a_device_has_the_download_state_that_the_server_has_of_it(
+    seed, memory, lost, unanswered, crash
+):
+    mode, bits = memory
+    link = Link(request_lost=lost, answer_lost=unanswered, upload_cut=lost, crash=crash)
+    simulation = Simulation(plan(seed=seed, down=mode, down_bits=bits), Quadratic(), World(DEVICES, link=link))
+    simulation.run()
+    settle_all(simulation)
+    held = {device: device.state.held for device in simulation.devices.values() if device.state.held is not None}
+    assert held or simulation.aggregator.run.phase is RunPhase.FAILED
+    for device, state in held.items():
+        servers, devices = states_of(simulation.aggregator, device, state.state)
+        assert servers.id == devices.id
+        assert np.array_equal(servers.vector, devices.vector)
+
+
+def states_of(aggregator, device, name):
+    """Return the state that the server knows by ``name``, and the device's; of a common memory after catching up."""
+    spec, downlinks, own = aggregator.plan.downlink, aggregator.downlinks, device.states[name]
+    channel = channel_of(aggregator.layout, aggregator.plan.seed, device.name, Mode(spec.mode), spec.codec_name)
+    if spec.mode == "mcm":
+        missed = b"".join(catch_up(channel, downlinks.common, name))
+        return downlinks.common.state, receive_all(channel, own, missed).state
+    ledger, _ = step(channel, downlinks.ledgers[device.name], Heard(name))
+    return ledger.state, own
+
+
+@pytest.mark.parametrize(("mode", "bits"), [*MEMORIES, ("snapshot", 4.0)])
+def test_what_is_said_of_a_rounds_downloads_adds_up(mode, bits):
+    simulation = Simulation(plan(rounds=12, down=mode, down_bits=bits), Quadratic(), World(DEVICES))
+    simulation.run()
+    for status in simulation.rounds:
+        assert sum(status.bytes_down.values()) == status.frame_bytes.down
+        assert set(status.bytes_down) <= set(status.cohort)
+        assert status.perturbation >= 0
+
+
+def test_relative_to_what_a_device_has_a_download_loses_less_than_relative_to_nothing():
+    lost = {}
+    for mode in ("rand-mcm", "mcm", "snapshot"):
+        simulation = Simulation(plan(rounds=30, down=mode, down_bits=2.0), Quadratic(), World(DEVICES))
+        simulation.run()
+        lost[mode] = sum(status.perturbation for status in simulation.rounds[-5:])
+    assert max(lost["rand-mcm"], lost["mcm"]) < 0.05 * lost["snapshot"]
 
 
 @settings(max_examples=10, deadline=None)

@@ -1,8 +1,8 @@
 import numpy as np
 import pytest
 
-from fedge.downlink.common import EVERYONE, Common, advance_common, catch_up, receive_all
-from fedge.downlink.mcm import Channel, StaleMessage, apply_message
+from fedge.downlink.common import Common, advance_common, catch_up, receive_all
+from fedge.downlink.mcm import EVERYONE, Channel, StaleMessage, apply_message
 from fedge.downlink.message import Kind, StateId, origin, read_message
 from fedge.errors import FrameError
 from fedge.layout import Kind as TensorKind
