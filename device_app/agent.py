@@ -159,7 +159,7 @@ class Agent:
     def _other_work(self, action: Action) -> Coroutine[None, None, Event]:
         match action:
             case Download(assignment):
-                return self.duties.download(assignment)
+                return self.duties.download(self.state, assignment)
             case Send(pending):
                 return self.duties.send(pending)
             case Settle(pending, receipt):

@@ -2,7 +2,8 @@
 
 enroll   POST /v1/enroll                          introduce() -> the device's id
 work     GET  /v1/work?wait=S[&run=R&round=N]     poll() -> an assignment, a receipt, or nothing
-model    GET  /v1/runs/R/download?round=N         download() -> frames
+model    GET  /v1/runs/R/download?round=N          download() -> frames, or messages for a download state
+              [&state=ID[&checksum=SUM]]
 update   PUT  /v1/runs/R/rounds/N/updates/me      upload() -> which segments are durable
          GET  same                                update_status() -> the same answer
 
@@ -14,10 +15,8 @@ from __future__ import annotations
 from collections.abc import AsyncIterator, Sequence
 from dataclasses import dataclass
 
-from device_app.errors import Declined, Unreachable
+from device_app.errors import Declined
 from device_app.transport import STALL_SECONDS, Answer, Body, Link
-from fedge.errors import FrameError
-from fedge.frames import MAX_FRAME_BYTES, FrameReader
 from schemas.errors import SchemaError
 from schemas.ids import RunId
 from schemas.messages import Enroll, Enrolled, UpdateHeader, UpdateStatus, Work
@@ -49,25 +48,21 @@ class Client:
         async with self.link.request("GET", "v1/work", query, patience_seconds=patience) as answer:
             return Work() if answer.status == NO_CONTENT else await _message(Work, answer)
 
-    async def download(self, run: RunId, round_number: int, num_segments: int) -> list[bytes]:
-        """Return the ``num_segments`` frames of the model that this device starts from, as they came.
+    async def download(
+        self, run: RunId, round_number: int, max_bytes: int, state: str | None = None, numbers: str | None = None
+    ) -> bytes:
+        """Return what the model that this device starts from is made of: frames or messages (``fedge.downlink``).
+
+        ``state`` is the name of the download state that the device has, ``numbers`` the checksum of its vector.
 
         Raises:
-            Unreachable: they are cut off, damaged or more than expected.
+            Unreachable: it is cut off, or more than ``max_bytes``.
         """
-        reader, frames = FrameReader(), list[bytes]()
         query = {"round": str(round_number)}
-        try:
-            async with self.link.request("GET", f"v1/runs/{run}/download", query) as answer:
-                async for chunk in answer.chunks:
-                    frames += reader.feed(chunk)
-                    if len(frames) > num_segments or reader.pending_bytes > MAX_FRAME_BYTES:
-                        raise FrameError(f"expected {num_segments} frames, got more")
-        except FrameError as error:
-            raise Unreachable(f"a download that is none: {error}", "bad_download") from error
-        if reader.pending_bytes or len(frames) != num_segments:
-            raise Unreachable(f"expected {num_segments} frames, got {len(frames)}", "short_download")
-        return frames
+        query |= {} if state is None else {"state": state}
+        query |= {} if numbers is None else {"checksum": numbers}
+        async with self.link.request("GET", f"v1/runs/{run}/download", query) as answer:
+            return await answer.read(max_bytes)
 
     async def upload(
         self, run: RunId, round_number: int, header: UpdateHeader, frames: Sequence[bytes]

@@ -2,6 +2,8 @@
 
     state                        the participant (``fedge.protocol.participant``), packed
     download-RUN-ROUND           the frames of the anchor, so that a restart need not fetch them again
+    down-RUN-ID.f32              the download state ID, where there is one: its id and float32 [d]
+    anchor-RUN-ID.f32            the params to train from that came with it, where they are others; as above
     update-RUN-ROUND             the update waiting for its receipt: header and frames
     dual-RUN-EPOCH-ROUND.f64     FedDyn's u_k after the update of ROUND was settled, float64 [d]; no file: zeros
     loss-RUN-ROUND.f32           with error feedback: what the codec lost of that update, its id and float32 [d]
@@ -28,10 +30,12 @@ from device_app.durable import PLAIN_DISK, Disk
 from device_app.errors import SpoolError, StateLost
 from fedge import feedback
 from fedge.algorithms.base import Algorithm, Dual
+from fedge.downlink.mcm import Delivered
+from fedge.downlink.message import State, StateId
 from fedge.errors import FedgeError
 from fedge.feedback import Memory
-from fedge.layout import Layout
-from fedge.protocol.participant import Participant, Pending
+from fedge.layout import Layout, Vector
+from fedge.protocol.participant import Held, Participant, Pending
 from fedge.update import Stream, by_segment, decode_applied
 from schemas.errors import SchemaError
 from schemas.ids import RunId
@@ -113,6 +117,36 @@ class Spool:
             StateLost: they are not there, or damaged.
         """
         return self._read_parts(self.folder / _download(assignment))[1]
+
+    def write_download_state(self, held: Held, delivered: Delivered) -> None:
+        """Keep the state ``held`` names, and what to train from."""
+        vectors = {_down(held): delivered.state.vector}
+        vectors |= {_anchor(held): delivered.anchor} if held.has_anchor else {}
+        for name, vector in vectors.items():
+            numbers = np.ascontiguousarray(vector, np.float32).data.cast("B")
+            self.disk.write_checked(self.folder / name, [bytes.fromhex(held.state), numbers])
+
+    def download_state(self, held: Held, size: int) -> State:
+        """Return the state that ``held`` names, over ``[size]``.
+
+        Raises:
+            StateLost: it is not there, or damaged.
+        """
+        return State(StateId(held.state), self._read_vector(_down(held), held, size))
+
+    def anchor(self, held: Held, size: int) -> Vector:
+        """Return what to train from, float32 ``[size]``.
+
+        Raises:
+            StateLost: it is not there, or damaged.
+        """
+        return self._read_vector(_anchor(held) if held.has_anchor else _down(held), held, size)
+
+    def _read_vector(self, name: str, held: Held, size: int) -> Vector:
+        data, head = self.disk.read_checked(self.folder / name), bytes.fromhex(held.state)
+        if data[: len(head)] != head or len(data) != len(head) + 4 * size:
+            raise StateLost(f"expected {size} float32 of state {held.state} in {name}, got {len(data)} bytes")
+        return np.frombuffer(data, np.float32, -1, len(head))
 
     def write_update(self, assignment: Assignment, update: StoredUpdate) -> None:
         """Keep ``update``, which answers ``assignment``."""
@@ -231,6 +265,8 @@ class Spool:
         named = {"state"}
         if state.assignment is not None:
             named |= {_download(state.assignment)}
+        if state.held is not None:
+            named |= {_down(state.held), _anchor(state.held)}
         if state.pending is not None:
             named |= {_update(state.pending.assignment), _loss(state.pending.assignment)}
         if state.run is not None:
@@ -252,6 +288,14 @@ class Spool:
 
 def _download(assignment: Assignment) -> str:
     return f"download-{assignment.run}-{assignment.round}"
+
+
+def _down(held: Held) -> str:
+    return f"down-{held.run}-{held.state}.f32"
+
+
+def _anchor(held: Held) -> str:
+    return f"anchor-{held.run}-{held.state}.f32"
 
 
 def _update(assignment: Assignment) -> str:

@@ -2,7 +2,7 @@
 
     Poll      GET work                                                       -> WorkArrived
     Download  check task, layout and budget; GET the anchor; spool           -> Downloaded, Refused
-    Train     anchor - dual -> trainer -> delta -> frames -> spool           -> UpdateReady, Refused
+    Train     anchor - dual -> trainer -> delta -> frames -> spool           -> UpdateReady, Refused, AnchorLost
     Send      ask what arrived, PUT the rest                                 -> Sent, StateLost
     Settle    move the dual by what the receipt names                        -> Settled, StateLost
     Refuse    PUT a header without frames                                    -> RoundOver
@@ -17,6 +17,7 @@ import hashlib
 import logging
 
 from device_app.client import Client
+from device_app.downloads import Downloads
 from device_app.errors import Declined, RoundGone, StateLost, TrainerError, Unreachable
 from device_app.profile import Identity, describe_tasks, introduction
 from device_app.spool import Spool, StoredUpdate, update_id
@@ -24,13 +25,13 @@ from device_app.trainer import Description, LocalRun, Trained, Trainer
 from fedge import algorithms, feedback
 from fedge.algorithms.base import Algorithm
 from fedge.budget import rate
-from fedge.downlink.snapshot import decode_snapshot, downlink
 from fedge.errors import BudgetError, CodecError, FedgeError
 from fedge.feedback import Memory
 from fedge.layout import Layout, Vector
 from fedge.protocol import participant
 from fedge.protocol.offer import train_seed
 from fedge.protocol.participant import (
+    AnchorLost,
     Downloaded,
     Event,
     Failed,
@@ -59,6 +60,7 @@ class Duties:
 
     def __init__(self, config: DeviceConfig, client: Client, spool: Spool, trainer: Trainer, credential: str) -> None:
         self.config, self.client, self.spool, self.trainer = config, client, spool, trainer
+        self.downloads = Downloads(client, spool)
         self._credential = credential
         self._options = {task.task: task.data for task in config.tasks}
         self._identity: Identity | None = None
@@ -90,14 +92,14 @@ class Duties:
             return Failed("the aggregator did not hold the poll")
         return WorkArrived(work.assignment, work.receipt)
 
-    async def download(self, assignment: Assignment) -> Event:
+    async def download(self, state: Participant, assignment: Assignment) -> Event:
         """Fetch the anchor, if this device can take part at all."""
         me = await self.introduce()
         refused = self._refusal(assignment, me.tasks.get(assignment.task))
         if refused is not None:
             return refused
-        await self._fetch(assignment, me.tasks[assignment.task].layout)
-        return Downloaded()
+        layout = me.tasks[assignment.task].layout
+        return Downloaded(await self.downloads.fetch(assignment, me.device, layout, state.held))
 
     async def train(self, state: Participant, assignment: Assignment) -> Event:
         """Train, encode and spool the update."""
@@ -107,7 +109,12 @@ class Duties:
             return refused
         layout = me.tasks[assignment.task].layout
         try:
-            trained = await self._train(state, assignment, me)
+            anchor = await self.downloads.anchor(assignment, me.device, layout, state.held)
+        except StateLost as error:
+            log.warning("download lost", extra={"run": assignment.run, "reason": str(error)})
+            return AnchorLost()
+        try:
+            trained = await self._train(state, assignment, me, anchor)
             update = await asyncio.to_thread(self._encode, state, assignment, me.device, layout, trained)
         except StateLost as error:
             return Refused(Refusal.STATE_LOST, str(error))
@@ -195,30 +202,13 @@ class Duties:
             return Refused(Refusal.BUDGET_TOO_SMALL, str(error))
         return None
 
-    async def _fetch(self, assignment: Assignment, layout: Layout) -> list[bytes]:
-        frames = await self.client.download(assignment.run, assignment.round, len(layout.segments))
-        await asyncio.to_thread(self.spool.write_download, assignment, frames)
-        return frames
-
-    async def _anchor(self, assignment: Assignment, me: Identity) -> Vector:
-        """Return the anchor from the spool; fetch it again where the spool lost it."""
-        layout, spec = me.tasks[assignment.task].layout, assignment.downlink
-        try:
-            frames = await asyncio.to_thread(self.spool.read_download, assignment)
-        except StateLost as error:
-            log.warning("download lost, fetched again", extra={"reason": str(error)})
-            frames = await self._fetch(assignment, layout)
-        stream = downlink(assignment.seed, assignment.round, me.device)
-        return await asyncio.to_thread(decode_snapshot, layout, frames, stream, spec.codec_name, spec.bits)
-
-    async def _train(self, state: Participant, assignment: Assignment, me: Identity) -> Trained:
+    async def _train(self, state: Participant, assignment: Assignment, me: Identity, anchor: Vector) -> Trained:
         algorithm = build(assignment.algorithm)
         size = me.tasks[assignment.task].layout.size
         dual = None
         if algorithm.stateful:
             run, epoch = assignment.run, assignment.dual_epoch
             dual = await asyncio.to_thread(self.spool.dual, run, epoch, state.last_applied, size)
-        anchor = await self._anchor(assignment, me)
         facts = {"run": assignment.run, "round": assignment.round}
         trained = await self.trainer.train(
             assignment.task,

@@ -28,6 +28,11 @@ class ServerConfig(Model):
     min_upload_bytes_per_second: float = Field(
         default=64.0, ge=0, description="a slower upload is cut, what it delivered counts"
     )
+    max_download_state_bytes: int = Field(
+        default=4 << 30,
+        ge=0,
+        description="on disk, of a run: what devices have of the model; the longest unused are deleted above it",
+    )
     tls_certificate: str = ""
     tls_key: str = ""
     log_level: LogLevel = "INFO"

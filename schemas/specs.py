@@ -172,8 +172,8 @@ class DownlinkSpec(Model):
     bits: Bits = 4.0
     full_bits: Bits = Field(default=8.0, description="of the whole model, in the modes that send changes")
     coding: Coding = "entropy"
-    alpha: float | None = Field(
-        default=None, gt=0, le=1, description="step of the state in the modes that send changes; left out: by the error"
+    alpha: Literal["auto"] | Annotated[float, Field(gt=0, le=1)] = Field(
+        default="auto", description="step of the state in the modes that send changes; auto: by the codec's error"
     )
 
     @model_validator(mode="before")
@@ -192,7 +192,7 @@ class DownlinkSpec(Model):
             raise ValueError(
                 f'codec = "none" goes with mode = "none" alone, got codec = "{self.codec}", mode = "{self.mode}"'
             )
-        if self.alpha is not None and not self.has_memory:
+        if self.alpha != "auto" and not self.has_memory:
             raise ValueError(f'alpha needs mode = "rand-mcm" or "mcm", got mode = "{self.mode}"')
         return self
 
@@ -200,6 +200,11 @@ class DownlinkSpec(Model):
     def codec_name(self) -> str:
         """The codec as its table names it."""
         return codec_name(self.codec, self.coding)
+
+    @property
+    def step(self) -> float | None:
+        """``alpha`` as a number; None where the error decides."""
+        return None if self.alpha == "auto" else self.alpha
 
     @property
     def has_memory(self) -> bool:

@@ -138,6 +138,16 @@ class DeviceList(Model):
     devices: tuple[DeviceStatus, ...]
 
 
+class DownloadStates(Model):
+    """What an aggregator keeps of what devices have of the model, on disk."""
+
+    count: int = 0
+    bytes: int = 0
+    max_bytes: int = Field(default=0, description="max_download_state_bytes of the configuration")
+    evicted: int = Field(default=0, description="deleted to stay below that, since the aggregator started")
+    resyncs: int = Field(default=0, description="whole models sent to devices that had one, since it started")
+
+
 class ServerStatus(Model):
     """The aggregator at a glance."""
 
@@ -150,6 +160,7 @@ class ServerStatus(Model):
     runs: int
     traffic: Traffic = Field(default=Traffic(), description="all device sockets since the start")
     rejected: dict[str, int] = Field(default={}, description="refused requests by reason")
+    download_states: DownloadStates | None = Field(default=None, description="of the run under way")
 
 
 class Role(StrEnum):

@@ -2,6 +2,7 @@
 
     runs/<run>/round-<n>.state     params, published float32 [d]; h float64 [d] where the algorithm keeps one
     runs/<run>/round-<n>.journal   ``server_app.journal``
+    runs/<run>/down/               ``server_app.download_states``
 
 A file is written beside its name, synced, renamed, and the directory synced: it is whole or it is not there. Functions
 wait for the disk: call them off the event loop.
@@ -43,6 +44,11 @@ class RunFiles:
         """Return the path of the journal of round ``number``."""
         return self.directory / f"round-{number}.journal"
 
+    @property
+    def downloads(self) -> Path:
+        """Return the folder of the devices' download states."""
+        return self.directory / "down"
+
     def prune(self, keep: set[int]) -> None:
         """Delete the states of all rounds but ``keep``, every journal, and what a crash left half-written."""
         for path in self.directory.iterdir():
@@ -52,11 +58,11 @@ class RunFiles:
                 path.unlink(missing_ok=True)
 
 
-def write_durably(path: Path, data: bytes) -> None:
-    """Replace the file at ``path`` by ``data``, whole or not at all."""
+def write_durably(path: Path, *pieces: bytes | memoryview) -> None:
+    """Replace the file at ``path`` by ``pieces``, whole or not at all."""
     beside = path.with_name(path.name + ".tmp")
     with beside.open("wb") as file:
-        file.write(data)
+        file.writelines(pieces)
         file.flush()
         os.fsync(file.fileno())
     beside.replace(path)

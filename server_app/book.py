@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import math
+from collections import Counter
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -55,6 +56,8 @@ class Book:
     turns: dict[DeviceId, asyncio.Lock] = field(default_factory=dict)
     frame_bytes: Account = field(default_factory=Account)
     float32_bytes: Account = field(default_factory=Account)
+    bytes_down: Counter[DeviceId] = field(default_factory=Counter)
+    perturbations: list[float] = field(default_factory=list)
     commit: GroupCommit | None = None
     report: Callable[[Event], None] = lambda event: None
 
@@ -165,10 +168,19 @@ class Book:
             closed_at=closed_at,
             loss=self.mean_loss(),
             shrunk_by=self.sums.shrunk_by,
+            bytes_down=dict(self.bytes_down),
+            perturbation=sum(self.perturbations) / len(self.perturbations) if self.perturbations else None,
             traffic=traffic,
             frame_bytes=self.frame_bytes.snapshot(),
             float32_bytes=self.float32_bytes.snapshot(),
         )
+
+    def note_download(self, device: DeviceId, size: int, perturbation: float) -> None:
+        """Count what a device is sent."""
+        self.frame_bytes.down += size
+        self.float32_bytes.down += 4 * self.layout.size
+        self.bytes_down[device] += size
+        self.perturbations.append(perturbation)
 
     def _take_frame(self, device: DeviceId, data: bytes, frame: Frame) -> None:
         self.ledger.take_frame(device, frame.segment, int.from_bytes(data[16:20], "little"))

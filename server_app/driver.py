@@ -29,12 +29,10 @@ from fedge.protocol.coordinator import (
     Action,
     Aggregate,
     Aggregated,
-    Cancelled,
     CohortChosen,
     DeviceGone,
     Event,
     Invite,
-    Reject,
     Round,
     Tick,
     WakeAt,
@@ -49,6 +47,7 @@ from server_app import planning
 from server_app.blobs import RunFiles, load_state, save_state
 from server_app.book import Book, gone_of, open_book
 from server_app.devices import Device
+from server_app.downlinks import Downlinks
 from server_app.errors import RunFailed, Stopped, WorkerError
 from server_app.evaluation import Evaluations, RunRecord
 from server_app.house import House
@@ -70,6 +69,7 @@ class Driver:
         self.evaluations = Evaluations(house, self.record)
         self.algorithm = build(**row.plan.algorithm.model_dump())
         self.files = RunFiles(house.state_dir, row.run)
+        self.downlinks = Downlinks(row.plan.downlink.mode, self.files.downloads, house.max_download_state_bytes)
         self.book: Book | None = None
         self.state: ServerState | None = None
         self.members: dict[DeviceId, Member] = {}
@@ -91,7 +91,7 @@ class Driver:
     def stop(self, reason: str) -> None:
         """End the run as soon as no round is half closed."""
         self._stop_reason = reason
-        self._inbox.put_nowait(Cancelled(reason))
+        self._inbox.put_nowait(coordinator.Cancelled(reason))
         self.house.devices.arrived.set()
 
     async def resume(self) -> None:
@@ -246,7 +246,7 @@ class Driver:
         """Feed the coordinator until the round is over."""
         self._wake_at = NEVER
         if self._stop_reason is not None:
-            self._inbox.put_nowait(Cancelled(self._stop_reason))
+            self._inbox.put_nowait(coordinator.Cancelled(self._stop_reason))
         await self._perform(book, coordinator.resume(book.round))
         absent_at = self.house.clock() + self.house.offline_seconds
         while not book.round.is_over:
@@ -291,7 +291,7 @@ class Driver:
                     await self._close(book)
                 case Abandon(reason):
                     await self._abandon(book, reason)
-                case Reject(device, reason):
+                case coordinator.Reject(device, reason):
                     log.info("update not taken", extra={"device": device, "why": reason})
 
     def _wake_sleepers(self) -> None:
@@ -387,6 +387,7 @@ class Driver:
         self._mark = plus(self._mark, last)
         totals = self.run.totals.model_copy(update={"traffic": plus(self.run.totals.traffic, last)})
         await self._save(replace(self.run, ended_at=self.house.wall_clock(), totals=totals))
+        await self.downlinks.close()
         await self.house.store.save_devices(self.house.devices.take_changed())
         log.info("run over", extra={"run": self.run.run, "phase": str(self.run.phase), "why": self.run.progress.reason})
         self._wake_sleepers()

@@ -4,15 +4,15 @@ from __future__ import annotations
 
 import asyncio
 import re
+from contextlib import aclosing
 from functools import partial
 
 from aiohttp import web
 
-from fedge.downlink.snapshot import downlink, encode_snapshot
-from fedge.layout import Vector
+from fedge.downlink.message import StateId
 from schemas.errors import Fault, InvalidInput
 from schemas.ids import NAME
-from schemas.messages import Assignment, Enroll, Enrolled, Receipts, UpdateStatus, Work
+from schemas.messages import Enroll, Enrolled, Receipts, UpdateStatus, Work
 from schemas.packing import CONTENT_TYPE, pack, unpack
 from schemas.status import Role
 from server_app.auth import bearer, demand, hash_secret
@@ -20,6 +20,7 @@ from server_app.body import Body, too_large
 from server_app.book import Book
 from server_app.context import CONTEXT, Context
 from server_app.devices import Device
+from server_app.downlinks import Claim
 from server_app.errors import Refused
 from server_app.intake import max_body_bytes, round_over
 from server_app.problems import as_refused
@@ -116,25 +117,36 @@ def _poll(request: web.Request, longest: float) -> tuple[float, tuple[str, int] 
     return wait, pending
 
 
-async def download(request: web.Request) -> web.Response:
-    """The model this device starts from, as frames. The same request gives the same bytes while the round is open."""
+async def download(request: web.Request) -> web.StreamResponse:
+    """What this device makes the model that it starts from of: frames, or messages for the state that it says it has.
+
+    The same request gives the same bytes while the round is open.
+    """
     context, device, _ = authenticate(request)
-    number = _number(request.query.get("round", ""))
+    number, claim = _number(request.query.get("round", "")), _claim(request)
     book = await context.federation.book(request.match_info["run"], number)
     asked = book.assignment(device.id)
     driver = context.federation.driver
     if driver is None or driver.state is None or not book.round.is_open:
         raise round_over(book.run, number)
-    body = await asyncio.to_thread(_encode, book, asked, device, driver.state.params)
-    book.frame_bytes.down += len(body)
-    book.float32_bytes.down += 4 * book.layout.size
-    return web.Response(body=body, content_type=FRAMES)
+    found = await driver.downlinks.answer(book.layout, asked, device.id, driver.state.params, claim)
+    book.note_download(device.id, found.size, found.perturbation)
+    response = web.StreamResponse(headers={"Content-Type": FRAMES, "Content-Length": str(found.size)})
+    async with aclosing(found.chunks()) as chunks:
+        await response.prepare(request)
+        async for chunk in chunks:
+            await response.write(chunk)
+    await response.write_eof()
+    return response
 
 
-def _encode(book: Book, asked: Assignment, device: Device, params: Vector) -> bytes:
-    stream = downlink(asked.seed, asked.round, device.id)
-    frames = encode_snapshot(book.layout, params, stream, asked.downlink.codec_name, asked.downlink.bits)
-    return b"".join(frames)
+def _claim(request: web.Request) -> Claim | None:
+    """Return which download state the device says that it has."""
+    said, numbers = request.query.get("state"), request.query.get("checksum")
+    for key, text in (("state", said), ("checksum", numbers)):
+        if text is not None and not re.fullmatch("[0-9a-f]{16}", text):
+            raise InvalidInput("query", (Fault(key, f"expected 16 hexadecimal digits in lower case, got {text!r}"),))
+    return None if said is None else Claim(StateId(said), None if numbers is None else StateId(numbers))
 
 
 async def update_status(request: web.Request) -> web.Response:

@@ -85,6 +85,7 @@ async def server_status(context: Context) -> ServerStatus:
         runs=len(await context.house.store.runs()),
         traffic=context.house.traffic.total.snapshot(),
         rejected=dict(context.rejections.by_reason),
+        download_states=driver.downlinks.status() if driver else None,
     )
 
 

@@ -44,3 +44,4 @@ class House:
     clock: Callable[[], float]
     wall_clock: Callable[[], float]
     spawn: Callable[[Coroutine[Any, Any, None]], asyncio.Task[None]]
+    max_download_state_bytes: int

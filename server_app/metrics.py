@@ -7,7 +7,7 @@ from prometheus_client import CollectorRegistry, Gauge, generate_latest
 from prometheus_client.core import CounterMetricFamily
 from prometheus_client.registry import Collector
 
-from schemas.status import Role, ServerStatus
+from schemas.status import DownloadStates, Role, ServerStatus
 from server_app.handlers_people import allow, server_status
 
 
@@ -25,7 +25,12 @@ class Traffic(Collector):
         refused = CounterMetricFamily("fedge_requests_refused", "Requests refused", labels=["reason"])
         for reason, count in self._status.rejected.items():
             refused.add_metric([reason], count)
-        return [carried, refused]
+        kept = self._status.download_states or DownloadStates()
+        evicted = CounterMetricFamily("fedge_download_states_evicted", "Download states deleted for want of room")
+        evicted.add_metric([], kept.evicted)
+        resyncs = CounterMetricFamily("fedge_download_resyncs", "Whole models sent to devices that had one")
+        resyncs.add_metric([], kept.resyncs)
+        return [carried, refused, evicted, resyncs]
 
 
 async def show(request: web.Request) -> web.Response:
@@ -36,4 +41,8 @@ async def show(request: web.Request) -> web.Response:
     Gauge("fedge_devices", "Enrolled devices", registry=registry).set(status.devices)
     Gauge("fedge_devices_online", "Devices online", registry=registry).set(status.devices_online)
     Gauge("fedge_runs", "Runs", registry=registry).set(status.runs)
+    kept = status.download_states or DownloadStates()
+    Gauge("fedge_download_states", "Devices whose download state is kept", registry=registry).set(kept.count)
+    Gauge("fedge_download_state_bytes", "Bytes of disk they take", registry=registry).set(kept.bytes)
+    Gauge("fedge_download_state_max_bytes", "Bytes they may take", registry=registry).set(kept.max_bytes)
     return web.Response(body=generate_latest(registry), headers={"Content-Type": "text/plain; version=0.0.4"})

@@ -141,6 +141,7 @@ async def _house(config: ServerConfig, open_worker: OpenWorker) -> AsyncIterator
             clock,
             time.time,
             group.create_task,
+            config.max_download_state_bytes,
         )
         federation = Federation(house, config.tasks)
         context = Context(

@@ -280,6 +280,9 @@ def step(state: Participant, event: Event, now: float, seed: int = 0) -> tuple[P
             return _back_off(state, event, now, seed)
         case Sent(status) if state.phase is SENDING and status.is_open and not status.is_complete:
             return _back_off(state, Failed("the aggregator took part of the update only"), now, seed)
+        case AnchorLost() if state.phase is TRAINING:
+            # Not at once: a disk that loses everything must not have the model sent without end.
+            return _back_off(_change(state, phase=FETCHING), Failed("the anchor is gone"), now, seed)
         case Tick():
             return _tick(state, now)
     allowed = TRANSITIONS[state.phase].get(type(event))
@@ -320,8 +323,6 @@ def _apply(state: Participant, event: Event) -> tuple[Participant, list[Action]]
         case Downloaded(held):
             # The state before it is of no more use.
             return _change(calm, phase=TRAINING, held=held or state.held), [] if held is None else [Forget()]
-        case AnchorLost():
-            return _change(calm, phase=FETCHING), []
         case UpdateReady(update):
             pending = Pending(assignment=_assigned(calm), update=update)
             return _change(calm, phase=SENDING, pending=pending, assignment=None), []

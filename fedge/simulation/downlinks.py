@@ -40,7 +40,7 @@ class Downlinks:
         spec, mode = asked.downlink, Mode(asked.downlink.mode)
         channel = channel_of(self.layout, self.seed, device, mode, spec.codec_name)
         if mode is Mode.RAND_MCM:
-            question = Asked(said, params, asked.round, spec.bits, spec.alpha, spec.full_bits)
+            question = Asked(said, params, asked.round, spec.bits, spec.step, spec.full_bits)
             ledger, data = answer(channel, self.ledgers.get(device, Ledger()), question, numbers)
             self.ledgers[device] = ledger
             lost = expected_perturbation(channel, ledger.state, read_message(data), params)
@@ -59,7 +59,7 @@ class Downlinks:
         self, channel: Channel, asked: Assignment, params: Floats, said: StateId, numbers: StateId | None
     ) -> tuple[bytes, float]:
         spec = asked.downlink
-        self.common = refresh(channel, self.common, params, asked.round, spec.bits, spec.full_bits, spec.alpha)
+        self.common = refresh(channel, self.common, params, asked.round, spec.bits, spec.full_bits, spec.step)
         last, before = self.common.last, self.common.previous
         lost = 0.0 if last is None else expected_perturbation(channel, before, last, params)
         return b"".join(catch_up(channel, self.common, said, numbers)), lost

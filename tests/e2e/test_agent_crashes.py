@@ -15,9 +15,13 @@ import pytest_asyncio
 from device_app.durable import Disk
 from device_app.spool import Spool
 from device_app.trainer import Trainer
+from fedge.downlink import Mode
+from fedge.downlink.ledger import Heard, step
+from fedge.downlink.mcm import channel_of
 from fedge.protocol.participant import Phase
-from schemas.specs import LocalSpec, M22Spec, UplinkSpec
+from schemas.specs import DownlinkSpec, LocalSpec, M22Spec, UplinkSpec
 from tests.support.device import (
+    DEVICE,
     Aggregator,
     agent_process,
     children_of,
@@ -58,15 +62,23 @@ class CutsOnce:
             raise PowerCut(name)
 
 
-KINDS = ("state", "download", "update", "dual", "loss", "memory")
+KINDS = {"state", "update", "dual"}
 # Feedback beside duals is no plan that a person may write; here it has both files settle together.
 M22 = UplinkSpec(codec="m22", m22=M22Spec(error_feedback=True))
+WAYS = {
+    "eden": (UplinkSpec(), DownlinkSpec(), KINDS | {"down"}),
+    "m22": (M22, DownlinkSpec(), KINDS | {"down", "loss", "memory"}),
+    "snapshot": (UplinkSpec(), DownlinkSpec(mode="snapshot"), KINDS | {"download"}),
+    "small steps": (UplinkSpec(), DownlinkSpec(alpha=0.5), KINDS | {"down", "anchor"}),
+    "common": (UplinkSpec(), DownlinkSpec(mode="mcm", bits=2.0), KINDS | {"down"}),
+}
 
 
-@pytest.mark.parametrize(("uplink", "kinds"), [(UplinkSpec(), KINDS[:4]), (M22, KINDS)], ids=["eden", "m22"])
-async def test_a_power_cut_at_any_durable_step_loses_nothing_and_counts_nothing_twice(tmp_path, trainer, uplink, kinds):
+@pytest.mark.parametrize("way", WAYS)
+async def test_a_power_cut_at_any_durable_step_loses_nothing_and_counts_nothing_twice(tmp_path, trainer, way):
     layout = wisdm_layout()
-    async with Aggregator(layout, uplink=uplink).serving() as aggregator:
+    uplink, downlink, kinds = WAYS[way]
+    async with Aggregator(layout, uplink=uplink, downlink=downlink).serving() as aggregator:
         home = make_home(tmp_path / "home", aggregator.url)
         cuts = CutsOnce(Spool(home.spool_path))
         failing = replace(home, disk=Disk(cuts))
@@ -83,13 +95,29 @@ async def test_a_power_cut_at_any_durable_step_loses_nothing_and_counts_nothing_
                 pass
         steps = {step for step, _, has_dual in cuts.seen if has_dual}
         assert steps >= {f"{verb} {kind}" for verb in ("filled", "synced", "renamed", "wrote") for kind in kinds} | {
-            f"deleted {kind}" for kind in kinds[2:]
+            f"deleted {kind}" for kind in kinds - {"state", "download"}
         }
+        if downlink.has_memory:
+            assert_same_download_state(aggregator, home)
         assert {phase for _, phase, _ in cuts.seen} >= set(Phase) - {Phase.REFUSING}
         assert not aggregator.refusals
         assert sorted(aggregator.receipts) == list(range(1, aggregator.last_round + 1))
         assert all(len(set(body)) == len(body) for body in aggregator.bodies)
         assert np.array_equal(dual_of(home, layout), aggregator.h)
+
+
+def assert_same_download_state(aggregator, home):
+    """What the device has of the model is to the bit what the aggregator has of it."""
+    spool, downlinks, spec = Spool(home.spool_path), aggregator.downlinks, aggregator.downlink
+    held = spool.state().held
+    own = spool.download_state(held, aggregator.layout.size)
+    if spec.mode == "mcm":
+        servers = downlinks.common.state
+    else:
+        channel = channel_of(aggregator.layout, 11, DEVICE, Mode.RAND_MCM, spec.codec_name)
+        servers = step(channel, downlinks.ledgers[DEVICE], Heard(own.id))[0].state
+    assert servers.id == own.id
+    assert np.array_equal(servers.vector, own.vector)
 
 
 class FullOnce:
@@ -112,7 +140,7 @@ async def test_a_full_disk_holds_an_agent_up_and_does_not_end_it(tmp_path, train
         home = replace(make_home(tmp_path / "home", aggregator.url), disk=Disk(disk))
         async with running(home, trainer):
             await aggregator.until_settled(2)
-    assert sorted(disk.refused) == ["filled download", "filled dual", "filled state", "filled update"]
+    assert sorted(disk.refused) == ["filled down", "filled dual", "filled state", "filled update"]
     assert "No space left on device" in str([vars(record) for record in caplog.records])
     assert not aggregator.refusals
     assert np.array_equal(dual_of(home, layout), aggregator.h)

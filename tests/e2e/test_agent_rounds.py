@@ -1,6 +1,7 @@
 """The agent over real HTTP against an aggregator in memory: rounds that go well, and rounds that do not."""
 
 import asyncio
+import re
 from functools import partial
 
 import numpy as np
@@ -57,13 +58,13 @@ def once(method, answer):
 async def test_a_round_is_four_requests_and_the_dual_is_what_the_aggregator_added_up(aggregator, home, trainer):
     async with running(home, trainer):
         await aggregator.until_settled(2)
-    assert aggregator.requests == [
+    assert [re.sub("&state=[0-9a-f]{16}$", "&state=ID", request) for request in aggregator.requests] == [
         "POST /v1/enroll",
         "GET /v1/work?wait=5",
-        "GET /v1/runs/wisdm-1/download?round=1",
+        "GET /v1/runs/wisdm-1/download?round=1&state=ID",
         "PUT /v1/runs/wisdm-1/rounds/1/updates/me",
         "GET /v1/work?wait=5&run=wisdm-1&round=1",
-        "GET /v1/runs/wisdm-1/download?round=2",
+        "GET /v1/runs/wisdm-1/download?round=2&state=ID",
         "PUT /v1/runs/wisdm-1/rounds/2/updates/me",
         "GET /v1/work?wait=5&run=wisdm-1&round=2",
         "GET /v1/work?wait=5",
@@ -72,17 +73,22 @@ async def test_a_round_is_four_requests_and_the_dual_is_what_the_aggregator_adde
     assert np.array_equal(dual_of(home, LAYOUT), aggregator.h)
 
 
-async def test_a_settled_spool_holds_the_state_and_one_dual(aggregator, home, trainer):
+async def test_a_settled_spool_holds_the_state_one_dual_and_what_was_downloaded_last(aggregator, home, trainer):
     async with running(home, trainer):
         await aggregator.until_settled(2)
-    assert sorted(path.name for path in home.spool_path.iterdir()) == ["dual-wisdm-1-0-2.f64", "state"]
+    kept = sorted(path.name for path in home.spool_path.iterdir())
+    assert [re.sub("-[0-9a-f]{16}", "-ID", name) for name in kept] == [
+        "down-wisdm-1-ID.f32",
+        "dual-wisdm-1-0-2.f64",
+        "state",
+    ]
 
 
 async def test_a_device_of_an_algorithm_without_duals_keeps_none(aggregator, home, trainer):
     aggregator.algorithm = FedAvg(name="fedavg")
     async with running(home, trainer):
         await aggregator.until_settled(2)
-    assert [path.name for path in home.spool_path.iterdir()] == ["state"]
+    assert not list(home.spool_path.glob("dual-*"))
 
 
 async def test_frames_leave_in_another_order_every_round(aggregator, home, trainer):

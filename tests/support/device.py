@@ -26,11 +26,12 @@ from device_app.spool import Spool
 from device_app.trainer import Trainer
 from device_app.transport import Link
 from fedge import algorithms
-from fedge.downlink.snapshot import downlink, encode_snapshot
+from fedge.downlink.message import StateId
 from fedge.frames import FrameReader, read_frame
 from fedge.layout import Layout
 from fedge.protocol.ledger import Conflict, Ledger
 from fedge.seeds import uniform
+from fedge.simulation.downlinks import Downlinks
 from fedge.tasks.torch_model import layout_of
 from fedge.tasks.wisdm import task
 from fedge.update import decode_applied, uplink
@@ -96,6 +97,7 @@ class Aggregator:
     algorithm: AlgorithmSpec = field(default_factory=lambda: FedDyn(name="feddyn"))
     local: LocalSpec = QUICK
     uplink: UplinkSpec = field(default_factory=lambda: UplinkSpec(bits=1.0))
+    downlink: DownlinkSpec = field(default_factory=lambda: DownlinkSpec(bits=4.0))
     on_request: OnRequest = pass_on
     last_round: int = 1_000
     round: int = 1
@@ -111,6 +113,7 @@ class Aggregator:
 
     def __post_init__(self) -> None:
         self.h = np.zeros(self.layout.size)
+        self.downlinks = Downlinks(self.layout, 11)
         self.frames: dict[int, bytes] = {}
         self.ledger = Ledger(len(self.layout.segments))
         self.changed = asyncio.Condition()
@@ -133,7 +136,7 @@ class Aggregator:
             relative_size=1.0,
             local=self.local,
             uplink=self.uplink,
-            downlink=DownlinkSpec(bits=4.0),
+            downlink=self.downlink,
             seconds_left=60.0,
             dual_epoch=self.epoch,
             last_applied=self.last_applied,
@@ -242,8 +245,9 @@ class Aggregator:
         if number != self.round:
             return problem(410, "round_over")
         params = (uniform(number, self.layout.size) * 0.2 - 0.1).astype(np.float32)
-        frames = encode_snapshot(self.layout, params, downlink(11, number, DEVICE), "eden-entropy", 4.0)
-        return web.Response(body=b"".join(frames))
+        said, numbers = request.query.get("state", ""), request.query.get("checksum")
+        data = self.downlinks.answer(self.assignment(), DEVICE, params, StateId(said), numbers and StateId(numbers))
+        return web.Response(body=data)
 
     async def _take_update(self, request: web.Request) -> web.Response:
         number = int(request.match_info["round"])

@@ -17,6 +17,10 @@ from typing import Any
 import aiohttp
 import numpy as np
 
+from fedge.downlink import Mode
+from fedge.downlink.common import receive_all
+from fedge.downlink.mcm import channel_of
+from fedge.downlink.message import State, origin
 from fedge.downlink.snapshot import decode_snapshot, downlink
 from fedge.frames import FrameReader
 from fedge.layout import Kind, Layout, TensorSpec, Vector
@@ -168,6 +172,7 @@ class Device:
     limits: Limits = field(default_factory=Limits)
     layout: Layout = LAYOUT
     id: str = ""
+    held: State | None = None
 
     def __post_init__(self) -> None:
         self.credential = hashlib.sha256(f"credential of {self.name}".encode()).hexdigest()
@@ -219,11 +224,18 @@ class Device:
         return found
 
     async def download(self, asked: Assignment) -> Vector:
-        """Return the anchor."""
-        body = await self.send("GET", f"/v1/runs/{asked.run}/download?round={asked.round}")
-        frames = list(FrameReader().feed(body))
-        stream = downlink(asked.seed, asked.round, self.id)
-        return decode_snapshot(self.layout, frames, stream, asked.downlink.codec_name, asked.downlink.bits)
+        """Return the anchor, and keep the download state that comes with it."""
+        spec, path = asked.downlink, f"/v1/runs/{asked.run}/download?round={asked.round}"
+        if not spec.has_memory:
+            frames = list(FrameReader().feed(await self.send("GET", path)))
+            stream = downlink(asked.seed, asked.round, self.id)
+            return decode_snapshot(self.layout, frames, stream, spec.codec_name, spec.bits)
+        own = self.held or origin(self.layout)
+        body = await self.send("GET", f"{path}&state={own.id}")
+        channel = channel_of(self.layout, asked.seed, self.id, Mode(spec.mode), spec.codec_name)
+        delivered = receive_all(channel, own, body)
+        self.held = delivered.state
+        return delivered.anchor
 
     def frames(self, asked: Assignment) -> list[bytes]:
         """Return this device's update: a delta drawn from its name, encoded, in the order it travels."""

@@ -1,0 +1,178 @@
+"""The aggregator's end of the downlink: what a device that asks for the model is sent, and what is kept for it.
+
+    GET download ── the device's turn ── read its ledger ── answer ── write its ledger ── send
+
+Written before it is sent: a crash anywhere leaves a message that nobody got, or one that the device can name. What is
+sent comes from a file, or is the same for all: a cohort on slow links takes disk and not memory. ``ENCODERS`` at a time
+work, off the event loop, in about ten vectors of memory each.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import shutil
+import tempfile
+from collections import defaultdict
+from collections.abc import AsyncGenerator, Callable, Sequence
+from contextlib import closing
+from dataclasses import dataclass
+from pathlib import Path
+from typing import BinaryIO
+
+import numpy as np
+
+from fedge.downlink import Mode
+from fedge.downlink.common import Common, catch_up, refresh
+from fedge.downlink.ledger import Asked, answer
+from fedge.downlink.mcm import channel_of, expected_perturbation
+from fedge.downlink.message import Floats, StateId, origin, read_message
+from fedge.downlink.snapshot import downlink, encode_snapshot, expected_loss
+from fedge.layout import Layout
+from schemas.ids import DeviceId
+from schemas.messages import Assignment
+from schemas.status import DownloadStates
+from server_app.download_states import StateFiles
+
+ENCODERS = 2
+CHUNK_BYTES = 1 << 16
+EVERYONE = DeviceId("")
+
+
+@dataclass(frozen=True, slots=True)
+class Claim:
+    """What a device says of its state: the name, and the checksum of the numbers where it is time for that."""
+
+    state: StateId
+    numbers: StateId | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Download:
+    """``size`` bytes to send, from ``file`` or ``parts``. ``perturbation`` is E‖ŵ - w‖² of what comes of them."""
+
+    size: int
+    perturbation: float
+    parts: Sequence[bytes] = ()
+    file: BinaryIO | None = None
+
+    async def chunks(self) -> AsyncGenerator[bytes | memoryview]:
+        """Yield the bytes in pieces, and close the file."""
+        if self.file is None:
+            for part in self.parts:
+                for start in range(0, len(part), CHUNK_BYTES):
+                    yield memoryview(part)[start : start + CHUNK_BYTES]
+            return
+        with closing(self.file):
+            left = self.size
+            while left > 0 and (chunk := await asyncio.to_thread(self.file.read, min(left, CHUNK_BYTES))):
+                left -= len(chunk)
+                yield chunk
+
+
+class Downlinks:
+    """The downlink of one run, whose states lie in ``folder``."""
+
+    def __init__(self, mode: str, folder: Path, max_bytes: int) -> None:
+        self.mode = Mode(mode)
+        self.files = StateFiles(folder, max_bytes)
+        self.resyncs = 0
+        self._opened = False
+        self._common: Common | None = None
+        self._shared: tuple[int, list[bytes]] = (0, [])
+        self._opening = asyncio.Lock()
+        self._turns: defaultdict[DeviceId, asyncio.Lock] = defaultdict(asyncio.Lock)
+        self._encoders = asyncio.Semaphore(ENCODERS)
+
+    def status(self) -> DownloadStates:
+        """Return what is kept."""
+        files = self.files
+        return DownloadStates(
+            count=files.count,
+            bytes=files.num_bytes,
+            max_bytes=files.max_bytes,
+            evicted=files.evicted,
+            resyncs=self.resyncs,
+        )
+
+    async def close(self) -> None:
+        """Delete all of it: the run is over."""
+        await asyncio.to_thread(shutil.rmtree, self.files.folder, ignore_errors=True)
+
+    async def answer(
+        self, layout: Layout, asked: Assignment, device: DeviceId, params: Floats, claim: Claim | None
+    ) -> Download:
+        """Return what ``device`` is sent for ``params`` float32 ``[d]``; what it may name later is durable.
+
+        ``claim`` is None where the device does not say what it has: then it is taken to have nothing.
+
+        Raises:
+            CodecError: params that float32 does not hold.
+        """
+        async with self._opening:
+            if not self._opened:
+                await asyncio.to_thread(self._open, layout)
+                self._opened = True
+        work, turn = self._way(device)
+        async with turn, self._encoders:
+            return await asyncio.to_thread(work, layout, asked, device, params, claim or Claim(origin(layout).id))
+
+    def _open(self, layout: Layout) -> None:
+        self.files.open()
+        if self.mode is Mode.MCM:
+            self._common = self.files.common(layout.size)
+
+    def _way(self, device: DeviceId) -> tuple[Callable[..., Download], asyncio.Lock]:
+        """Return what answers, and whom it must not answer at the same time."""
+        match self.mode:
+            case Mode.RAND_MCM:
+                return self._own, self._turns[device]
+            case Mode.MCM:
+                return self._missed, self._turns[EVERYONE]
+            case Mode.SNAPSHOT:
+                return self._snapshot, asyncio.Lock()
+            case Mode.NONE:
+                return self._bare, self._turns[EVERYONE]
+
+    def _own(self, layout: Layout, asked: Assignment, device: DeviceId, params: Floats, claim: Claim) -> Download:
+        spec = asked.downlink
+        channel = channel_of(layout, asked.seed, device, self.mode, spec.codec_name)
+        before = self.files.ledger(device, layout.size)
+        question = Asked(claim.state, params, asked.round, spec.bits, spec.step, spec.full_bits)
+        ledger, data = answer(channel, before, question, claim.numbers)
+        self.files.write_ledger(device, ledger)
+        self.resyncs += ledger.resyncs - before.resyncs
+        lost = expected_perturbation(channel, ledger.state, read_message(data), params)
+        try:
+            return Download(len(data), lost, file=self.files.newest_message(device, len(data)))
+        except FileNotFoundError:  # evicted already: the device gets it, and all of the model the next time
+            return Download(len(data), lost, [data])
+
+    def _missed(self, layout: Layout, asked: Assignment, device: DeviceId, params: Floats, claim: Claim) -> Download:
+        spec = asked.downlink
+        channel = channel_of(layout, asked.seed, device, self.mode, spec.codec_name)
+        common = refresh(channel, self._common, params, asked.round, spec.bits, spec.full_bits, spec.step)
+        if common is not self._common:
+            self.files.write_common(common)
+            self._common = common
+        last = common.last
+        lost = 0.0 if last is None else expected_perturbation(channel, common.previous, last, params)
+        messages = catch_up(channel, common, claim.state, claim.numbers)
+        return Download(sum(map(len, messages)), lost, messages)
+
+    def _snapshot(self, layout: Layout, asked: Assignment, device: DeviceId, params: Floats, claim: Claim) -> Download:
+        spec, vector = asked.downlink, np.ascontiguousarray(params, np.float32)
+        stream = downlink(asked.seed, asked.round, device)
+        frames = encode_snapshot(layout, vector, stream, spec.codec_name, spec.bits)
+        file = tempfile.TemporaryFile(dir=self.files.folder)  # noqa: SIM115 - whoever sends it closes it
+        file.writelines(frames)
+        file.seek(0)
+        return Download(sum(map(len, frames)), expected_loss(layout, vector, frames)[0], file=file)
+
+    def _bare(self, layout: Layout, asked: Assignment, device: DeviceId, params: Floats, claim: Claim) -> Download:
+        number, frames = self._shared
+        if number != asked.round:
+            vector = np.ascontiguousarray(params, np.float32)
+            stream = downlink(asked.seed, asked.round, device)
+            frames = encode_snapshot(layout, vector, stream, "none", asked.downlink.bits)
+            self._shared = asked.round, frames
+        return Download(sum(map(len, frames)), 0.0, frames)
