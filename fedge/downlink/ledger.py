@@ -90,7 +90,7 @@ class Asked:
 
 @dataclass(frozen=True, slots=True)
 class Drifted:
-    """The device's numbers are not the server's (``is_drifted``)."""
+    """The device's numbers are not the server's (``is_drifted``), or no delta leads from them: a full comes next."""
 
 
 Event = Heard | Asked | Drifted
@@ -134,7 +134,7 @@ def step(channel: Channel, ledger: Ledger, event: Event) -> tuple[Ledger, list[S
         case Asked(said):
             return _offer(channel, _promote(channel, ledger, said), event)
         case Drifted():
-            return Ledger(resyncs=ledger.resyncs), []
+            return Ledger(resyncs=ledger.resyncs + (ledger.state is not None)), []
 
 
 def answer(channel: Channel, ledger: Ledger, asked: Asked, numbers: StateId | None = None) -> tuple[Ledger, bytes]:
