@@ -1,7 +1,7 @@
 """A run as a folder that explains itself: what was agreed, what came of it, what it cost.
 
     report.html          all of the below in one file, plots included; opens without a network
-    accuracy_over_rounds.png  accuracy_over_bytes.png  per_bit_accuracy.png  loss.png
+    accuracy_over_rounds.png  accuracy_over_bytes.png  per_bit_accuracy.png  loss.png  perturbation.png
     metrics.jsonl        one ``RoundStatus`` a line, oldest first
     model.safetensors    the published model, tensors by their own names
     plan.toml            the plan, every key written out; ``fedge run start`` takes it
@@ -17,6 +17,7 @@ from __future__ import annotations
 
 import base64
 import json
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from importlib.resources import files
@@ -77,6 +78,20 @@ class Result:
         return per_bit_accuracy(self.accuracy, self.initial_accuracy, bytes_up)
 
     @property
+    def bytes_down(self) -> dict[str, int]:
+        """What each device downloaded in the whole run, without HTTP."""
+        total: Counter[str] = Counter()
+        for r in self.rounds:
+            total.update(r.bytes_down)
+        return dict(sorted(total.items()))
+
+    @property
+    def perturbation(self) -> float | None:
+        """E‖ŵ - w‖² of the last round that had downloads: what devices trained from beside the aggregator's model."""
+        told = [r.perturbation for r in self.rounds if r.perturbation is not None]
+        return told[-1] if told else None
+
+    @property
     def rounds_closed(self) -> int:
         """How many rounds made a model."""
         return sum(r.phase is RoundPhase.CLOSED for r in self.rounds)
@@ -113,6 +128,9 @@ def summary(result: Result, report_dir: Path | None) -> dict[str, Any]:
         "bytes_down_frames": frames.down,
         "bytes_up_float32": bare.up,
         "bytes_down_float32": bare.down,
+        "bytes_down_by_device": result.bytes_down,
+        "downlink": result.plan.downlink.mode,
+        "perturbation": result.perturbation,
         "notes": [{"device": n.device, "what": n.what, "outcome": n.outcome} for n in result.notes],
         "report_dir": None if report_dir is None else str(report_dir),
     }
@@ -137,6 +155,11 @@ def rows(result: Result) -> list[tuple[str, str]]:
             table.append(("  ratio to float32", f"{as_ratio(b, s)}  ({as_bytes(b)} as float32)"))
         table.append((f"frames {label} alone, without HTTP", as_bytes(f)))
         table.append(("  ratio to float32", f"{as_ratio(b, f)}  ({as_bytes(b)} as float32)"))
+    if each := sorted(result.bytes_down.values()):
+        words = f"{as_bytes(each[0])} to {as_bytes(each[-1])}, median {as_bytes(int(median(each)))}"
+        table.append(("frames down to one device", words))
+    if result.perturbation is not None:
+        table.append((f"E‖ŵ - w‖² of the last downloads, {result.plan.downlink.mode}", f"{result.perturbation:.3g}"))
     return table
 
 

@@ -1,4 +1,4 @@
-"""The report's four plots, as PNG bytes. No display, no global state of matplotlib is touched."""
+"""The report's five plots, as PNG bytes. No display, no global state of matplotlib is touched."""
 
 from __future__ import annotations
 
@@ -27,6 +27,7 @@ def draw(rounds: Sequence[RoundStatus], initial_accuracy: float | None = None) -
         "accuracy_over_bytes.png": _plot("Accuracy on the test data, by bytes sent", _accuracy_over_bytes, rounds),
         "per_bit_accuracy.png": _plot("Accuracy gained per megabit up, by round", gained, rounds),
         "loss.png": _plot("Loss, by round", _loss, rounds),
+        "perturbation.png": _plot("What downloads lose of the model, by round", _perturbation, rounds),
     }
 
 
@@ -90,6 +91,14 @@ def _loss(axes: Axes, rounds: Sequence[RoundStatus]) -> None:
     axes.set_ylim(bottom=0)
     if local or tested:
         axes.legend(loc="upper right")
+
+
+def _perturbation(axes: Axes, rounds: Sequence[RoundStatus]) -> None:
+    _line(axes, [(r.round, r.perturbation) for r in rounds if r.perturbation], SENT, "mean over the downloads")
+    axes.set_xlabel("round")
+    axes.set_ylabel("E‖ŵ - w‖²")
+    if axes.lines:
+        axes.set_yscale("log")
 
 
 def _line(axes: Axes, points: Sequence[tuple[float, float]], color: str, name: str, style: str = "-") -> None:

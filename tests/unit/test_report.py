@@ -24,6 +24,8 @@ def closed(number: int, **changes: object) -> RoundStatus:
         "cohort": ("a", "b"),
         "updates": ("a",),
         "loss": 1.0 / number,
+        "bytes_down": {"a": 30, "b": 20},
+        "perturbation": 0.5 / number,
         "metrics": {"accuracy": 1 - 0.5 / number},
         "traffic": Traffic(up=30, down=60),
         "frame_bytes": Traffic(up=20, down=50),
@@ -58,6 +60,7 @@ def test_every_file_is_there_and_parses(tmp_path: Path) -> None:
     folder = tmp_path / "new" / "folder"
     assert {path.name for path in folder.iterdir()} == {
         "report.html", "accuracy_over_rounds.png", "accuracy_over_bytes.png", "per_bit_accuracy.png", "loss.png",
+        "perturbation.png",
         "metrics.jsonl", "model.safetensors", "plan.toml", "summary.json",
     }  # fmt: skip
     lines = (folder / "metrics.jsonl").read_text().splitlines()
@@ -71,9 +74,21 @@ def test_every_file_is_there_and_parses(tmp_path: Path) -> None:
 def test_the_page_needs_no_network_and_trusts_no_name(tmp_path: Path) -> None:
     write(tmp_path, a_result(ROUNDS), b"")
     page = (tmp_path / "report.html").read_text()
-    assert page.count("data:image/png;base64,") == 4
+    assert page.count("data:image/png;base64,") == 5
     assert "http://" not in page and "https://" not in page and "<script" not in page
     assert "b &lt;script&gt;" in page and "abandoned: too few" in page and "83.3 %" in page
+
+
+def test_what_each_device_downloaded_and_what_it_lost_is_told() -> None:
+    told = dict(rows(a_result(ROUNDS)))
+    assert told["frames down to one device"] == "60 B to 90 B, median 75 B"
+    assert told["E‖ŵ - w‖² of the last downloads, rand-mcm"] == "0.167"
+    facts = summary(a_result(ROUNDS), None)
+    assert facts["bytes_down_by_device"] == {"a": 90, "b": 60}
+    assert sum(facts["bytes_down_by_device"].values()) == facts["bytes_down_frames"]
+    assert facts["perturbation"] == pytest.approx(1 / 6)
+    nothing = a_result(tuple(r.model_copy(update={"bytes_down": {}, "perturbation": None}) for r in ROUNDS))
+    assert not any("one device" in label or "E‖" in label for label, _ in rows(nothing))
 
 
 def test_the_summary_keeps_three_ways_to_count_apart() -> None:
