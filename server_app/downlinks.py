@@ -25,7 +25,7 @@ from fedge.downlink import Mode
 from fedge.downlink.common import Common, catch_up, refresh
 from fedge.downlink.ledger import Asked, answer
 from fedge.downlink.mcm import channel_of, expected_perturbation
-from fedge.downlink.message import Floats, StateId, origin, read_message
+from fedge.downlink.message import Floats, Kind, StateId, origin, read_message
 from fedge.downlink.snapshot import downlink, encode_snapshot, expected_loss
 from fedge.layout import Layout
 from schemas.ids import DeviceId
@@ -140,8 +140,10 @@ class Downlinks:
         question = Asked(claim.state, params, asked.round, spec.bits, spec.step, spec.full_bits)
         ledger, data = answer(channel, before, question, claim.numbers)
         self.files.write_ledger(device, ledger)
-        self.resyncs += ledger.resyncs - before.resyncs
-        lost = expected_perturbation(channel, ledger.state, read_message(data), params)
+        message = read_message(data)
+        has_one = before.state is not None or claim.state != origin(layout).id
+        self.resyncs += message.kind is Kind.FULL and has_one
+        lost = expected_perturbation(channel, ledger.state, message, params)
         try:
             return Download(len(data), lost, file=self.files.newest_message(device, len(data)))
         except FileNotFoundError:  # evicted already: the device gets it, and all of the model the next time
