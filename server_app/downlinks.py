@@ -142,7 +142,7 @@ class Downlinks:
         self.files.write_ledger(device, ledger)
         message = read_message(data)
         has_one = before.state is not None or claim.state != origin(layout).id
-        self.resyncs += message.kind is Kind.FULL and has_one
+        self.resyncs += message.kind is Kind.FULL and has_one and data not in before.pending
         lost = expected_perturbation(channel, ledger.state, message, params)
         try:
             return Download(len(data), lost, file=self.files.newest_message(device, len(data)))
