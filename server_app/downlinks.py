@@ -13,8 +13,7 @@ import asyncio
 import shutil
 import tempfile
 from collections import defaultdict
-from collections.abc import AsyncGenerator, Callable, Sequence
-from contextlib import closing
+from collections.abc import AsyncIterator, Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import BinaryIO
@@ -55,18 +54,23 @@ class Download:
     parts: Sequence[bytes] = ()
     file: BinaryIO | None = None
 
-    async def chunks(self) -> AsyncGenerator[bytes | memoryview]:
-        """Yield the bytes in pieces, and close the file."""
-        if self.file is None:
-            for part in self.parts:
-                for start in range(0, len(part), CHUNK_BYTES):
-                    yield memoryview(part)[start : start + CHUNK_BYTES]
-            return
-        with closing(self.file):
-            left = self.size
-            while left > 0 and (chunk := await asyncio.to_thread(self.file.read, min(left, CHUNK_BYTES))):
-                left -= len(chunk)
-                yield chunk
+    def close(self) -> None:
+        """Close the file."""
+        if self.file is not None:
+            self.file.close()
+
+    async def chunks(self) -> AsyncIterator[bytes | memoryview]:
+        """Yield the bytes in pieces."""
+        for part in self.parts:
+            for start in range(0, len(part), CHUNK_BYTES):
+                yield memoryview(part)[start : start + CHUNK_BYTES]
+        left = self.size if self.file is not None else 0
+        while left > 0 and self.file is not None:
+            chunk = await asyncio.to_thread(self.file.read, min(left, CHUNK_BYTES))
+            if not chunk:
+                raise ConnectionError(f"expected {left} more bytes of a download on the disk, got none")
+            left -= len(chunk)
+            yield chunk
 
 
 class Downlinks:
@@ -114,7 +118,14 @@ class Downlinks:
                 self._opened = True
         work, turn = self._way(device)
         async with turn, self._encoders:
-            return await asyncio.to_thread(work, layout, asked, device, params, claim or Claim(origin(layout).id))
+            claim = claim or Claim(origin(layout).id)
+            thread = asyncio.create_task(asyncio.to_thread(work, layout, asked, device, params, claim))
+            try:
+                return await asyncio.shield(thread)
+            except asyncio.CancelledError:
+                # The device's turn lasts as long as its files are written, whoever still waits for them.
+                await asyncio.wait([thread])
+                raise
 
     def _open(self, layout: Layout) -> None:
         self.files.open()

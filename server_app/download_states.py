@@ -46,6 +46,8 @@ class StateFiles:
     def __init__(self, folder: Path, max_bytes: int) -> None:
         self.folder, self.max_bytes = folder, max_bytes
         self.evicted = 0
+        self.num_bytes = 0
+        """How many bytes the states take."""
         self._sizes: OrderedDict[str, int] = OrderedDict()
         self._lock = Lock()
 
@@ -55,7 +57,7 @@ class StateFiles:
         found = [(path, path.stat()) for path in self.folder.iterdir()]
         for path, facts in sorted(found, key=lambda entry: entry[1].st_mtime_ns):
             if path.suffix == SUFFIX:
-                self._sizes[path.name.removesuffix(SUFFIX)] = facts.st_size
+                self._note(path.name.removesuffix(SUFFIX), facts.st_size)
             else:
                 path.unlink(missing_ok=True)
 
@@ -63,11 +65,6 @@ class StateFiles:
     def count(self) -> int:
         """How many states there are."""
         return len(self._sizes)
-
-    @property
-    def num_bytes(self) -> int:
-        """How many bytes they take."""
-        return sum(self._sizes.copy().values())
 
     def ledger(self, device: DeviceId, size: int) -> Ledger:
         """Return the ledger of ``device`` over ``[size]``; a new one where there is none that can be read."""
@@ -140,13 +137,15 @@ class StateFiles:
         pieces.append(checksum.to_bytes(_CRC_BYTES, "little"))
         write_durably(self._path(name), *pieces)
         with self._lock:
-            self._sizes[name] = sum(memoryview(piece).nbytes for piece in pieces)
-            self._sizes.move_to_end(name)
-            self._evict()
+            self._note(name, sum(memoryview(piece).nbytes for piece in pieces))
+            while self.num_bytes > self.max_bytes and len(self._sizes) > 1:
+                self._evict()
+
+    def _note(self, name: str, size: int) -> None:
+        self.num_bytes += size - self._sizes.pop(name, 0)
+        self._sizes[name] = size  # the last one is the one used last
 
     def _evict(self) -> None:
-        total = sum(self._sizes.values())
-        while total > self.max_bytes and len(self._sizes) > 1:
-            name, size = self._sizes.popitem(last=False)
-            self._path(name).unlink(missing_ok=True)
-            self.evicted, total = self.evicted + 1, total - size
+        name, size = self._sizes.popitem(last=False)
+        self._path(name).unlink(missing_ok=True)
+        self.evicted, self.num_bytes = self.evicted + 1, self.num_bytes - size

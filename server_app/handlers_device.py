@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import re
-from contextlib import aclosing
+from contextlib import closing
 from functools import partial
 
 from aiohttp import web
@@ -130,13 +130,19 @@ async def download(request: web.Request) -> web.StreamResponse:
     if driver is None or driver.state is None or not book.round.is_open:
         raise round_over(book.run, number)
     found = await driver.downlinks.answer(book.layout, asked, device.id, driver.state.params, claim)
-    book.note_download(device.id, found.size, found.perturbation)
-    response = web.StreamResponse(headers={"Content-Type": FRAMES, "Content-Length": str(found.size)})
-    async with aclosing(found.chunks()) as chunks:
+    with closing(found):
+        book.note_download(device.id, found.size, found.perturbation)
+        response = web.StreamResponse(headers={"Content-Type": FRAMES, "Content-Length": str(found.size)})
         await response.prepare(request)
-        async for chunk in chunks:
-            await response.write(chunk)
-    await response.write_eof()
+        try:
+            async for chunk in found.chunks():
+                await response.write(chunk)
+        except OSError:
+            # Half of it is out: another answer would be taken for the rest.
+            if request.transport is not None:
+                request.transport.abort()
+            raise
+        await response.write_eof()
     return response
 
 
