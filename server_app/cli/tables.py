@@ -132,7 +132,16 @@ def server_facts(status: ServerStatus, now: float) -> Rows:
         ("runs", str(status.runs)),
         ("device traffic since start", f"{as_bytes(status.traffic.up)} up, {as_bytes(status.traffic.down)} down"),
         ("refused requests", refused or "none"),
+        *_download_states(status),
     ]
+
+
+def _download_states(status: ServerStatus) -> Rows:
+    kept = status.download_states
+    if kept is None or kept.count == 0:
+        return []
+    room = f"{kept.count}, {as_bytes(kept.bytes)} of at most {as_bytes(kept.max_bytes)}"
+    return [("download states", f"{room}; {kept.evicted} deleted for want of it, {kept.resyncs} resyncs")]
 
 
 def progress(run: RunSummary) -> str:

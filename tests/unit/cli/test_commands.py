@@ -10,10 +10,10 @@ from safetensors.numpy import load_file
 
 from schemas.ids import NAME
 from schemas.plan import Plan, plan_from_toml
-from schemas.status import RunPhase, RunStatus, Traffic
+from schemas.status import DownloadStates, RunPhase, RunStatus, ServerStatus, Traffic
 from server_app.cli import main, server
 from server_app.cli.plans import altered
-from server_app.cli.tables import run_facts
+from server_app.cli.tables import run_facts, server_facts
 from server_app.demo import default_plan
 from server_app.rehearsal import _run_id
 from server_app.units import as_bytes, as_percent, as_points, as_ratio, as_seconds
@@ -154,3 +154,11 @@ def test_a_plan_may_be_called_anything(name, run):
 
 def test_a_run_of_a_plan_with_the_longest_name_has_a_valid_id():
     assert re.fullmatch(NAME, _run_id("x" * 300))
+
+
+def test_download_states_are_told_where_there_are_some() -> None:
+    status = ServerStatus(version="0", started_at=0.0, is_native=True, devices=2, devices_online=2, runs=1)
+    assert "download states" not in dict(server_facts(status, 1.0))
+    kept = DownloadStates(count=2, bytes=5_000_000, max_bytes=4 << 30, evicted=1, resyncs=3)
+    told = dict(server_facts(status.model_copy(update={"download_states": kept}), 1.0))
+    assert told["download states"] == "2, 5.0 MB of at most 4.3 GB; 1 deleted for want of it, 3 resyncs"
