@@ -161,4 +161,4 @@ def test_download_states_are_told_where_there_are_some() -> None:
     assert "download states" not in dict(server_facts(status, 1.0))
     kept = DownloadStates(count=2, bytes=5_000_000, max_bytes=4 << 30, evicted=1, resyncs=3)
     told = dict(server_facts(status.model_copy(update={"download_states": kept}), 1.0))
-    assert told["download states"] == "2, 5.0 MB of at most 4.3 GB; 1 deleted for want of it, 3 resyncs"
+    assert told["download states"] == "2, 5.00 MB of at most 4.29 GB; 1 deleted for want of it, 3 resyncs"
