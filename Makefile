@@ -3,6 +3,7 @@
 
 PYTHON ?= python3
 PYTEST_ARGS ?=
+TEST_JOBS ?= 2
 DEMO_ARGS ?=
 FUZZ_COUNT ?= 1000000
 FUZZ_SEED ?= 1
@@ -66,8 +67,8 @@ format: $(STAMP)  ## Lay the code out as `make check` wants it
 	$(BIN)/ruff check --fix $(wildcard $(SOURCES))
 	$(BIN)/ruff format $(wildcard $(SOURCES))
 
-test: $(STAMP)  ## All tests (PYTEST_ARGS="tests/unit -x")
-	$(BIN)/python -m pytest $(PYTEST_ARGS)
+test: $(STAMP)  ## All tests, in two processes (PYTEST_ARGS="tests/unit -x", TEST_JOBS=1)
+	$(BIN)/python -m pytest -n $(TEST_JOBS) --dist loadfile $(PYTEST_ARGS)
 
 fuzz: $(STAMP)  ## A million damaged payloads and streams (FUZZ_COUNT, FUZZ_SEED)
 	$(BIN)/python -m tests.fuzz.fuzz_payloads --count $(FUZZ_COUNT) --seed $(FUZZ_SEED)
