@@ -5,11 +5,11 @@
  *     transpose           of a W × W tile in W vectors
  *     larger              of two Ints, one by one
  *     count_above         count + 1 where a > b
- *     magnitude_below     the smaller of |x| and a limit
+ *     magnitude_below     the smaller of |x| and a limit; `positive` if x is known to be
  *     multiply_add        x·factor + term, rounded once or twice
  *     Table, look_up      table[index], of 16 entries; look_up_8 takes the index modulo 8, look_up_4 too
  *                         from a table that repeats every 4, look_up_high one from 8 on
- *     load_codes, ..      W bytes to Ints and back; store_codes_4 stores 4·W
+ *     load_codes, ..      W bytes to Ints and back; store_codes_4 stores 4·W, of -128 to 127
  *     add_to_floats, ..   W sums + weight·x in double, rounded to the sum's type
  *     Sums, add_products  16 sums in double, in the order of lanes, and y·q added to them; add_squares, y·y;
  *                         add_squares_and_magnitudes, y·y to one and |y|·factor to another

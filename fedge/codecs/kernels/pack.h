@@ -71,7 +71,7 @@ PHASE void pack_signs(const float *y, uint8_t *to) {
             UNROLL for (int v = 0; v < 4; v++)
                 packed[v] = packed[v] >> 1 | (~(Unsigned)load(y + j * LENGTH + l + v * W) & 0x80000000u);
         Ints bytes[4];
-        UNROLL for (int v = 0; v < 4; v++) bytes[v] = (Ints)(packed[v] >> 24);
+        UNROLL for (int v = 0; v < 4; v++) bytes[v] = (Ints)packed[v] >> 24;
         store_codes_4(to + l, bytes);
     }
 }

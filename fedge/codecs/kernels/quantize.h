@@ -18,27 +18,33 @@ INLINE Quantizer quantizer_of(const float *tables, const float *levels, int widt
     return quantizer;
 }
 
-/* The codes of W numbers z, and their centroids. */
-INLINE Ints quantize_vector(const Quantizer *quantizer, Floats z, int width, Floats *q) {
+/* |z|, as far as thresholds can tell; `positive` if z is known to be. */
+INLINE Floats magnitude_of(Floats z, int width, int positive) {
+    if (LOOKS_UP && width == 4) return magnitude_below(z, 3.0f, positive);
+    return positive ? z : (Floats)((Ints)z & INT32_MAX);
+}
+
+/* Where a level is looked for: at 4 bits in one of eight cells, numbered 8 to 15, of which each but the last holds one
+ * threshold. A cell is the highest bits of a float between 2^-125 and 2^-123 that grows with the magnitude; rounding
+ * moves the cells' ends, but not far enough to pass a threshold. */
+INLINE Ints cell_of(Floats magnitude, int width) {
+    if (LOOKS_UP && width == 4) return (Ints)multiply_add(magnitude, 0x1.cp-126f, 0x1p-125f) >> 21;
+    return (Ints){0} + (1 << (width - 1));
+}
+
+/* 2^(width-1), plus how many thresholds are less than the magnitude. */
+INLINE Ints level_of(const Quantizer *quantizer, Floats magnitude, Ints cell, int width) {
     int half = 1 << (width - 1);
-    Ints code = (Ints){0} + half, sign = (Ints)z >> 31;
-    if (LOOKS_UP && width == 4) {
-        /* Magnitudes fall into eight cells, numbered 8 to 15, and each but the last holds one threshold. A cell is the
-         * highest bits of a float between 1/2 and 2 that grows with the magnitude; rounding moves the cells' ends, but
-         * not far enough to pass a threshold. */
-        Floats magnitude = magnitude_below(z, 3.0f);
-        Ints cell = (Ints)multiply_add(magnitude, 7.0f / 16, 0.5f) >> 21;
-        code = count_above(cell, magnitude, look_up_high(quantizer->inside, cell));
-    } else {
-        Floats magnitude = (Floats)((Ints)z & INT32_MAX);
-        UNROLL for (int j = 0; j < 7; j++)
-            if (j < half - 1) code = count_above(code, magnitude, quantizer->threshold[j]);
-    }
-    Table positive = quantizer->positive;
-    if (!ONE_TABLE) *q = negate(width <= 2 ? look_up_4(positive, code) : look_up_8(positive, code), (Ints)z);
-    code = (code ^ sign) & (2 * half - 1);
-    if (ONE_TABLE) *q = look_up(quantizer->by_code, code);
-    return code;
+    if (LOOKS_UP && width == 4) return count_above(cell, magnitude, look_up_high(quantizer->inside, cell));
+    UNROLL for (int j = 0; j < 7; j++)
+        if (j < half - 1) cell = count_above(cell, magnitude, quantizer->threshold[j]);
+    return cell;
+}
+
+/* The centroid of a level, or of a code where one table holds all. */
+INLINE Floats centroid_of(const Quantizer *quantizer, Ints level, int width) {
+    if (ONE_TABLE) return look_up(quantizer->by_code, level);
+    return width <= 2 ? look_up_4(quantizer->positive, level) : look_up_8(quantizer->positive, level);
 }
 
 /* Quantize y·inverse_sigma to `width` <= 4 bits; q becomes the centroids. Works on whole vectors: up to W - 1 entries
@@ -47,9 +53,11 @@ INLINE void quantize_narrow(const float *y, float inverse_sigma, int n, int widt
                             const float *levels, uint8_t *codes, float *q) {
     Quantizer quantizer = quantizer_of(tables, levels, width);
     for (int i = 0; i < n; i += W) {
-        Floats centroids;
-        store_codes(codes + i, quantize_vector(&quantizer, load(y + i) * inverse_sigma, width, &centroids));
-        store(q + i, centroids);
+        Floats z = load(y + i) * inverse_sigma, magnitude = magnitude_of(z, width, 0);
+        Ints level = level_of(&quantizer, magnitude, cell_of(magnitude, width), width);
+        Ints code = (level ^ (Ints)z >> 31) & ((1 << width) - 1);
+        store_codes(codes + i, code);
+        store(q + i, ONE_TABLE ? centroid_of(&quantizer, code, width) : negate(centroid_of(&quantizer, level, width), (Ints)z));
     }
 }
 
@@ -151,7 +159,9 @@ PHASE Measures measure(int with_product, const float *y, float level, const floa
     return with_product ? measure_with(1, y, level, next) : measure_with(0, y, level, next);
 }
 
-INLINE double quantize_block_to(int width, const float *y, float inverse_sigma, const float *tables,
+/* Four vectors take every step together, or the long way of one holds up the others. Codes may have bits above the width;
+ * pack drops them. Where signs would have to be given back to centroids, <|y|, |q|> is as good: y becomes |y|. */
+INLINE double quantize_block_to(int width, float *y, float inverse_sigma, const float *tables,
                                 const float *levels, uint8_t *codes) {
     enum { STEP = 1024 }; /* long enough for two loops to be faster than one with twice the registers */
     float q[STEP] __attribute__((aligned(LINE)));
@@ -159,11 +169,20 @@ INLINE double quantize_block_to(int width, const float *y, float inverse_sigma, 
     Sums sums = {0};
     for (int at = 0; at < BLOCK; at += STEP) {
         for (int i = 0; i < STEP; i += 4 * W) {
-            Ints code[4];
+            Floats z[4];
+            Ints code[4], level[4];
             UNROLL for (int v = 0; v < 4; v++) {
-                Floats centroids;
-                code[v] = quantize_vector(&quantizer, load(y + at + i + v * W) * inverse_sigma, width, &centroids);
-                store(q + i + v * W, centroids);
+                float *here = y + at + i + v * W;
+                Floats x = load(here), positive = (Floats)((Ints)x & INT32_MAX);
+                code[v] = (Ints)x >> 31;
+                if (!ONE_TABLE) store(here, positive);
+                z[v] = magnitude_of((ONE_TABLE ? x : positive) * inverse_sigma, width, !ONE_TABLE);
+                level[v] = cell_of(z[v], width);
+            }
+            UNROLL for (int v = 0; v < 4; v++) level[v] = level_of(&quantizer, z[v], level[v], width);
+            UNROLL for (int v = 0; v < 4; v++) {
+                code[v] ^= level[v];
+                store(q + i + v * W, centroid_of(&quantizer, ONE_TABLE ? code[v] : level[v], width));
             }
             store_codes_4(codes + at + i, code);
         }
@@ -172,8 +191,8 @@ INLINE double quantize_block_to(int width, const float *y, float inverse_sigma, 
     return total_of(&sums);
 }
 
-/* Quantize a whole block to 2 to 4 bits; return <y, q>. */
-PHASE double quantize_block(const Job *job, const float *y, float inverse_sigma, int width, uint8_t *codes) {
+/* Quantize a whole block to 2 to 4 bits; return <y, q>. Overwrites y. */
+PHASE double quantize_block(const Job *job, float *y, float inverse_sigma, int width, uint8_t *codes) {
     const float *tables = job->tables, *levels = job->levels[0];
     if (width == 2) return quantize_block_to(2, y, inverse_sigma, tables, levels, codes);
     if (width == 3) return quantize_block_to(3, y, inverse_sigma, tables, levels, codes);

@@ -12,8 +12,9 @@ typedef int32_t Ints __attribute__((vector_size(32)));
 INLINE Ints count_above(Ints count, Floats a, Floats b) { return count - (Ints)(a > b); }
 
 /* The smaller of |x| and `limit`. */
-INLINE Floats magnitude_below(Floats x, float limit) {
-    return (Floats)_mm256_min_ps((__m256)((Ints)x & INT32_MAX), _mm256_set1_ps(limit));
+INLINE Floats magnitude_below(Floats x, float limit, int positive) {
+    Floats magnitude = positive ? x : (Floats)((Ints)x & INT32_MAX);
+    return (Floats)_mm256_min_ps((__m256)magnitude, _mm256_set1_ps(limit));
 }
 
 INLINE Floats multiply_add(Floats x, float factor, float term) {
@@ -86,10 +87,10 @@ INLINE void store_codes(uint8_t *to, Ints codes) {
 }
 
 INLINE void store_codes_4(uint8_t *to, const Ints *codes) {
-    __m256i a = _mm256_packus_epi32((__m256i)codes[0], (__m256i)codes[1]);
-    __m256i b = _mm256_packus_epi32((__m256i)codes[2], (__m256i)codes[3]);
+    __m256i a = _mm256_packs_epi32((__m256i)codes[0], (__m256i)codes[1]);
+    __m256i b = _mm256_packs_epi32((__m256i)codes[2], (__m256i)codes[3]);
     __m256i order = _mm256_setr_epi32(0, 4, 1, 5, 2, 6, 3, 7);
-    _mm256_storeu_si256((__m256i *)to, _mm256_permutevar8x32_epi32(_mm256_packus_epi16(a, b), order));
+    _mm256_storeu_si256((__m256i *)to, _mm256_permutevar8x32_epi32(_mm256_packs_epi16(a, b), order));
 }
 
 /* Four of them, from memory: a conversion from the upper half of a register takes three times as long. */
@@ -112,9 +113,9 @@ typedef struct {
     __m256d a, b, c, d;
 } Sums;
 
-/* Products of two float32 are exact in double. They are not fused with the additions, which wait for each other and
- * often take less time than a fused one. */
-INLINE __m256d add_product(__m256d sum, __m256d a, __m256d b) { return _mm256_add_pd(sum, _mm256_mul_pd(a, b)); }
+/* Products of two float32 are exact in double, so that fusing them changes no bit. Sums wait for each other either way;
+ * plain additions would also wait for conversions, with which they share their units. */
+INLINE __m256d add_product(__m256d sum, __m256d a, __m256d b) { return _mm256_fmadd_pd(a, b, sum); }
 
 INLINE void add_products(Sums *sums, const float *y, const float *q) {
     sums->a = add_product(sums->a, doubles(y), doubles(q));

@@ -18,8 +18,9 @@ INLINE Ints count_above(Ints count, Floats a, Floats b) {
     return (Ints)_mm512_mask_add_epi32((__m512i)count, above, (__m512i)count, _mm512_set1_epi32(1));
 }
 
-/* The smaller of |x| and `limit`. */
-INLINE Floats magnitude_below(Floats x, float limit) {
+/* The smaller of |x| and `limit`, in one instruction whether x is known to be positive or not. */
+INLINE Floats magnitude_below(Floats x, float limit, int positive) {
+    (void)positive;
     return (Floats)_mm512_range_ps((__m512)x, _mm512_set1_ps(limit), 0x0a);
 }
 
@@ -83,10 +84,10 @@ INLINE void store_codes(uint8_t *to, Ints codes) {
 }
 
 INLINE void store_codes_4(uint8_t *to, const Ints *codes) {
-    __m512i a = _mm512_packus_epi32((__m512i)codes[0], (__m512i)codes[1]);
-    __m512i b = _mm512_packus_epi32((__m512i)codes[2], (__m512i)codes[3]);
+    __m512i a = _mm512_packs_epi32((__m512i)codes[0], (__m512i)codes[1]);
+    __m512i b = _mm512_packs_epi32((__m512i)codes[2], (__m512i)codes[3]);
     __m512i order = _mm512_setr_epi32(0, 4, 8, 12, 1, 5, 9, 13, 2, 6, 10, 14, 3, 7, 11, 15);
-    _mm512_storeu_si512(to, _mm512_permutexvar_epi32(order, _mm512_packus_epi16(a, b)));
+    _mm512_storeu_si512(to, _mm512_permutexvar_epi32(order, _mm512_packs_epi16(a, b)));
 }
 
 INLINE __m512d doubles(const float *from) { return _mm512_cvtps_pd(_mm256_loadu_ps(from)); }

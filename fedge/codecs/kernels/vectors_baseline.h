@@ -20,8 +20,8 @@ typedef int32_t Ints __attribute__((vector_size(16)));
 INLINE Ints count_above(Ints count, Floats a, Floats b) { return count - (Ints)(a > b); }
 
 /* The smaller of |x| and `limit`. */
-INLINE Floats magnitude_below(Floats x, float limit) {
-    Floats magnitude = (Floats)((Ints)x & INT32_MAX), most = limit - (Floats){0};
+INLINE Floats magnitude_below(Floats x, float limit, int positive) {
+    Floats magnitude = positive ? x : (Floats)((Ints)x & INT32_MAX), most = limit - (Floats){0};
     Ints less = (Ints)(magnitude < most);
     return (Floats)(((Ints)magnitude & less) | ((Ints)most & ~less));
 }
