@@ -34,8 +34,8 @@ from fedge.codecs.rotation import BLOCK, Workspace
 
 HEADROOM = 32.0
 LANES = 16
-CHUNK = 64  # blocks worked on at once: rows of their coordinates are long, and NumPy's calls few
-TILE = 64  # entries of all blocks, which the first cache holds
+CHUNK = 144  # blocks worked on at once: long rows, few calls of NumPy's, and no power of two between rows
+TILE = 256  # entries of all blocks that leave together: long enough for NumPy's loops
 ONE = np.float32(1)
 SAFE = np.float32(2.0**100)  # no coordinate times a scale up to this is too large for float32
 
