@@ -2,6 +2,7 @@
 
 import subprocess
 import sys
+from random import Random
 
 import numpy as np
 import pytest
@@ -19,6 +20,11 @@ def test_thousands_of_damaged_payloads_are_refused_or_decode_to_finite_numbers()
     assert {*DAMAGES, "stream"} == {*tally.decoded, *tally.refused}
     assert all(tally.decoded[kind] > 0 for kind in ("whole", "noise_behind_the_version", "flipped", "stream"))
     assert tally.refused.total() > 500
+
+
+def test_no_case_calls_for_gigabytes_of_zeros_that_a_few_bytes_may_stand_for():
+    declared = {case.size for case in (payloads.draw(Random(20261129 << 40 | number)) for number in (55_069, 536_751))}
+    assert declared == {payloads.MOST_ZEROS}
 
 
 def test_the_same_case_is_drawn_from_the_same_number():
