@@ -57,7 +57,8 @@ INLINE void quantize_narrow(const float *y, float inverse_sigma, int n, int widt
         Ints level = level_of(&quantizer, magnitude, cell_of(magnitude, width), width);
         Ints code = (level ^ (Ints)z >> 31) & ((1 << width) - 1);
         store_codes(codes + i, code);
-        store(q + i, ONE_TABLE ? centroid_of(&quantizer, code, width) : negate(centroid_of(&quantizer, level, width), (Ints)z));
+        Floats centroid = centroid_of(&quantizer, ONE_TABLE ? code : level, width);
+        store(q + i, ONE_TABLE ? centroid : negate(centroid, (Ints)z));
     }
 }
 
@@ -159,8 +160,8 @@ PHASE Measures measure(int with_product, const float *y, float level, const floa
     return with_product ? measure_with(1, y, level, next) : measure_with(0, y, level, next);
 }
 
-/* Four vectors take every step together, or the long way of one holds up the others. Codes may have bits above the width;
- * pack drops them. Where signs would have to be given back to centroids, <|y|, |q|> is as good: y becomes |y|. */
+/* Four vectors take every step together, or the long way of one holds up the others. Codes may have bits above the
+ * width; pack drops them. Where signs would have to be given back to centroids, <|y|, |q|> is as good: y becomes |y|. */
 INLINE double quantize_block_to(int width, float *y, float inverse_sigma, const float *tables,
                                 const float *levels, uint8_t *codes) {
     enum { STEP = 1024 }; /* long enough for two loops to be faster than one with twice the registers */
