@@ -14,6 +14,7 @@ from pathlib import Path
 from setuptools import Extension, setup
 
 KERNELS = Path("fedge/codecs/kernels")
+SOURCES = ("module", "sparse", "product", "avx512", "avx2", "baseline")
 SANITIZE = os.environ.get("FEDGE_SANITIZE", "") not in ("", "0")
 SANITIZERS = [
     "-fsanitize=address,undefined,float-cast-overflow",
@@ -28,7 +29,7 @@ setup(
     ext_modules=[
         Extension(
             "fedge.codecs._native",
-            sources=[str(KERNELS / name) for name in ("module.c", "sparse.c", "avx512.c", "avx2.c", "baseline.c")],
+            sources=[str(KERNELS / f"{name}.c") for name in SOURCES],
             depends=sorted(map(str, KERNELS.glob("*.h"))),
             extra_compile_args=[
                 "-O3",

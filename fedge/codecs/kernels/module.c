@@ -1,9 +1,10 @@
-/* The Python side of EDEN's hot loops (M22's are in `sparse.c`): checks, memory, and the choice among the copies in `avx512.c`, `avx2.c` and
+/* The Python side of EDEN's hot loops (M22's are in `sparse.c`, FedLite's in `product.c` and `indices.c`): checks, memory, and the choice among the copies in `avx512.c`, `avx2.c` and
  * `baseline.c`, which are `kernels.h` compiled for each instruction set. Nothing is global but that choice, and the GIL
  * is released while they run.
  */
 
 #include "job.h"
+#include "product.h"
 #include "sparse.h"
 
 static const Kernels *const ALL[] = {
@@ -19,6 +20,7 @@ static int choose(const char *name) {
     for (size_t k = 0; k < sizeof ALL / sizeof *ALL; k++)
         if ((!name || !strcmp(name, ALL[k]->name)) && ALL[k]->runs_here()) {
             kernels = ALL[k];
+            fedge_product_use_wide(kernels != &fedge_baseline);
             return 1;
         }
     return 0;
@@ -412,13 +414,15 @@ static PyMethodDef methods[] = {
     {"pack_gaps", fedge_pack_gaps, METH_VARARGS, "pack_gaps(places, low_bits, size_bytes); see sparse.c"},
     {"unpack_gaps", fedge_unpack_gaps, METH_VARARGS, "unpack_gaps(data, start, low_bits, size, places); see sparse.c"},
     {"lloyd", fedge_lloyd, METH_VARARGS, "lloyd(x, mass, moment, levels, steps); see sparse.c"},
+    {"nearest", fedge_nearest, METH_VARARGS, "nearest(x, start, n, s, centroids, index); see product.c"},
+    {"kmeans", fedge_kmeans, METH_VARARGS, "kmeans(x, start, n, s, centroids, spares, iterations); see product.c"},
     {"isa", isa, METH_NOARGS, "isa()\nReturn the name of the instruction set in use."},
     {"use_isa", use_isa, METH_VARARGS, "use_isa(name)\nUse 'avx512', 'avx2' or 'baseline' if this CPU can; says if."},
     {NULL, NULL, 0, NULL},
 };
 
 static struct PyModuleDef definition = {
-    PyModuleDef_HEAD_INIT, "_native", "The hot loops of EDEN and M22; see twin.py and m22/sparse.py.", 0, methods, NULL, NULL, NULL, NULL,
+    PyModuleDef_HEAD_INIT, "_native", "The hot loops of EDEN, M22 and FedLite; see twin.py, m22/sparse.py and product.py.", 0, methods, NULL, NULL, NULL, NULL,
 };
 
 PyMODINIT_FUNC PyInit__native(void) {
