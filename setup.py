@@ -14,7 +14,7 @@ from pathlib import Path
 from setuptools import Extension, setup
 
 KERNELS = Path("fedge/codecs/kernels")
-SOURCES = ("module", "sparse", "product", "avx512", "avx2", "baseline")
+SOURCES = ("module", "sparse", "product", "indices", "avx512", "avx2", "baseline")
 SANITIZE = os.environ.get("FEDGE_SANITIZE", "") not in ("", "0")
 SANITIZERS = [
     "-fsanitize=address,undefined,float-cast-overflow",
