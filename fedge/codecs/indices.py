@@ -1,4 +1,4 @@
-"""Indices of centroids as bytes: packed, or through an adaptive range coder. In Python here, in C in ``kernels/indices.c``.
+"""Indices of centroids as bytes: packed, or through an adaptive range coder; in C in ``kernels/indices.c``.
 
 *Packed*: b = ⌈log2 L⌉ bits each, index i in bits b·i .. b·i + b - 1, the lowest bit of the first byte first. What is
 left of the last byte is zero.
@@ -9,8 +9,8 @@ Position after position, and at each one example after example,
 
     p ← p + (bit - p)/(n + w),    n = how often this node came up so far, up to 255
 
-    starting with   (what the node has in all positions of the group so far + what it had at the position before)/2, w = 3
-    or with         what both ends know of this position (a ``shared`` model, in 1/256), w = 6
+    starting with   (p of this node over the group so far + its p at the end of the position before)/2,  w = 3
+    or with         what both ends know of this position (a ``shared`` model, in 1/256),                 w = 6
 
 so a message needs nothing but itself, and finds within B examples most of what a model of past steps would know. The
 group's own p begins at ½, w = 2. Bits go through a range coder with carries (G. N. N. Martin, 1979): 32 bits of range,

@@ -33,7 +33,7 @@ def columns(vectors: Floats) -> Floats:
 
 
 def nearest(x: Floats, start: int, count: int, centroids: Floats) -> Indices:
-    """Return which of ``centroids``, float32 ``[L, s]``, is nearest to each column from ``start`` on, uint8 ``[count]``."""
+    """Return which of ``centroids``, float32 ``[L, s]``, is nearest to each column from ``start`` on, uint8."""
     index = np.zeros(count, np.uint8)
     if kernels is not None:
         kernels.nearest(x, start, count, len(x), centroids, index)
@@ -58,11 +58,11 @@ def kmeans(x: Floats, start: int, count: int, centroids: Floats, spares: Ints, i
         index = nearest(x, start, count, found)
         sizes = np.bincount(index, minlength=len(found))
         sums = np.stack([np.bincount(index, row, len(found)) for row in own], 1)
-        for l, size in enumerate(sizes.tolist()):
+        for which, size in enumerate(sizes.tolist()):
             if size:
-                found[l] = sums[l] / size
+                found[which] = sums[which] / size
             elif (spare := next(unused, None)) is not None:
-                found[l] = own[:, spare]
+                found[which] = own[:, spare]
     return found
 
 
@@ -73,10 +73,10 @@ def _nearest(x: Floats, centroids: Floats) -> Indices:
             score = _score(x, centroids[1] - centroids[0], np.float32(half[0] - half[1]))
             return (score > 0).astype(np.uint8)
         best, index = _score(x, centroids[0], -half[0].astype(np.float32)), np.zeros(x.shape[1], np.uint8)
-        for l in range(1, len(centroids)):
-            score = _score(x, centroids[l], -half[l].astype(np.float32))
+        for which in range(1, len(centroids)):
+            score = _score(x, centroids[which], -half[which].astype(np.float32))
             nearer = score > best
-            index[nearer] = l
+            index[nearer] = which
             best[nearer] = score[nearer]
     return index
 

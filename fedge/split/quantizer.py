@@ -83,7 +83,8 @@ class Shape:
 
 def group_of(positions: int, groups: int) -> Ints:
     """Return ⌊j·R/q⌋ of every position, int64 ``[q]``."""
-    return np.arange(positions) * groups // positions
+    found: Ints = np.arange(positions) * groups // positions
+    return found
 
 
 def as_columns(z: Floats, shape: Shape) -> Floats:
@@ -176,7 +177,8 @@ def members_of(index: Indices, centroids: int) -> Ints:
     examples = index.shape[1]
     cell = index.astype(np.int64) * examples + np.arange(examples)
     counts = np.bincount(cell.reshape(-1), minlength=centroids * examples).reshape(centroids, examples)
-    return np.count_nonzero(counts, axis=1)
+    found: Ints = np.count_nonzero(counts, axis=1)
+    return found
 
 
 def _fit_group(

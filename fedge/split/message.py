@@ -1,0 +1,332 @@
+"""The bytes of a split step: activations up, their labels, and gradients down. Both ends of each in one place.
+
+A message says itself what it holds, so that it can be read with nothing else but, where it says so, a state that both
+ends share (``shared.py``), which it names. Checksums are the outer frame's. Layout, little-endian; of activations:
+
+    offset  type  field
+    0       u8    version, 1
+    1       u8    1: activations
+    2       u8    codebook, 0 float32, 1 eight bits, 2 the shared one, plus 16 · indices, 0 packed, 1 coded,
+                  2 coded by the shared model
+    3       u8    L - 1
+    4       u16   B
+    6       u16   q
+    8       u16   R
+    10      u32   d
+    14      8 B   name of the shared state            if codebook or indices need it
+            f32 × R·L·d/q                             the codebook as float32; or
+            (lo f32 | step f32) × R, u8 × R·L·d/q     in eight bits: c = lo + step·u8; or nothing
+            indices by position, then by example, to the end (``fedge/codecs/indices.py``)
+
+of labels: version | 3 | bits b u8 | 0 | B u16, then B labels of b bits, packed; of gradients:
+
+    0       u8    version, 1
+    1       u8    2: gradients
+    2       u8    bits b, 2 .. 8, or 32 for float32
+    3       u8    0
+    4       u16   B
+    6       u32   d
+    10            float32 × B·d; or (lo f32 | step f32) × B, then B·d codes of b bits, packed; row after row
+
+Whoever reads bytes from a stranger says with ``most_values`` how many activations it will make room for at most: memory
+stays within a small multiple of 4 bytes for each of those and of what came.
+"""
+
+from __future__ import annotations
+
+import struct
+from dataclasses import dataclass
+from enum import IntEnum
+
+import numpy as np
+
+from fedge import seeds
+from fedge.codecs.indices import decode_indices, encode_indices, pack_bits, packed_bytes, unpack_bits
+from fedge.codecs.product import Floats, Indices, Ints
+from fedge.errors import CodecError
+from fedge.split.quantizer import LARGEST_MAGNITUDE, MOST_EXAMPLES, Shape
+from fedge.split.shared import ID_BYTES, Shared
+
+VERSION = 1
+ACTIVATIONS, GRADIENTS, LABELS = 1, 2, 3
+FLOAT_BITS = 32
+MOST_VALUES = 1 << 24
+"""64 MiB of float32, which is twenty examples of 800,000 activations."""
+_HEAD = struct.Struct("<BBBBHHHI")
+_GRADIENT_HEAD = struct.Struct("<BBBBHI")
+_LABEL_HEAD = struct.Struct("<BBBBH")
+
+
+class CodebookKind(IntEnum):
+    """How a codebook travels."""
+
+    FLOAT32 = 0
+    EIGHT_BITS = 1
+    SHARED = 2
+
+
+class IndexKind(IntEnum):
+    """How indices travel."""
+
+    PACKED = 0
+    CODED = 1
+    CODED_SHARED = 2
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Codebook:
+    """Centroids float32 ``[R, L, d/q]``, how they travel, and as which bytes."""
+
+    kind: CodebookKind
+    centroids: Floats
+    data: bytes
+
+    @classmethod
+    def float32(cls, centroids: Floats) -> Codebook:
+        """Return a codebook that travels as it is."""
+        return cls(CodebookKind.FLOAT32, centroids, centroids.astype("<f4").tobytes())
+
+    @classmethod
+    def eight_bits(cls, centroids: Floats) -> Codebook:
+        """Return a codebook rounded to 256 values between the least and the greatest of each group."""
+        flat = centroids.reshape(len(centroids), -1)
+        lo = flat.min(1)
+        step = ((flat.max(1) - lo) / np.float32(255)).astype(np.float32)
+        codes = np.rint((flat - lo[:, None]) / np.where(step > 0, step, 1)[:, None])
+        data = np.stack([lo, step], 1).astype("<f4").tobytes() + np.clip(codes, 0, 255).astype(np.uint8).tobytes()
+        return cls(CodebookKind.EIGHT_BITS, _from_eight_bits(data, centroids.shape), data)
+
+    @classmethod
+    def shared(cls, state: Shared) -> Codebook:
+        """Return the codebook both ends have: nothing travels.
+
+        Raises:
+            CodecError: ``state`` has none.
+        """
+        if state.codebook is None:
+            raise CodecError(f"expected a shared codebook in state {state.id}, got none")
+        return cls(CodebookKind.SHARED, state.codebook, b"")
+
+    @classmethod
+    def read(cls, kind: CodebookKind, data: memoryview, shape: Shape, state: Shared | None) -> Codebook:
+        """Read the codebook at the start of ``data``.
+
+        Raises:
+            CodecError: it ends before, has a centroid out of range, or the shared one is of another shape.
+        """
+        if kind is CodebookKind.SHARED:
+            assert state is not None  # who asks has looked for it
+            found = cls.shared(state)
+            if found.centroids.shape != shape.codebook_shape:
+                got = found.centroids.shape
+                raise CodecError(f"expected a shared codebook of shape {shape.codebook_shape}, got {got}")
+            return found
+        count = shape.groups * shape.centroids * shape.length
+        expected = 4 * count if kind is CodebookKind.FLOAT32 else 8 * shape.groups + count
+        if len(data) < expected:
+            raise CodecError(f"expected {expected} bytes of codebook, got {len(data)}")
+        raw = bytes(data[:expected])
+        with np.errstate(over="ignore", invalid="ignore"):
+            centroids = (
+                np.frombuffer(raw, "<f4").astype(np.float32).reshape(shape.codebook_shape)
+                if kind is CodebookKind.FLOAT32
+                else _from_eight_bits(raw, shape.codebook_shape)
+            )
+        if not (centroids.min() >= -LARGEST_MAGNITUDE and centroids.max() <= LARGEST_MAGNITUDE):
+            raise CodecError(f"expected centroids of magnitude {LARGEST_MAGNITUDE:g} or less, got others")
+        return cls(kind, centroids, raw)
+
+
+def _from_eight_bits(data: bytes, shape: tuple[int, ...]) -> Floats:
+    groups = shape[0]
+    lo, step = np.frombuffer(data, "<f4", 2 * groups).astype(np.float32).reshape(groups, 2).T
+    codes = np.frombuffer(data, np.uint8, -1, 8 * groups).reshape(groups, -1).astype(np.float32)
+    found: Floats = (lo[:, None] + step[:, None] * codes).reshape(shape)
+    return found
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class ActivationMessage:
+    """What a device says of one batch: ``index`` uint8 ``[q, B]`` into a codebook, and what of the state it used."""
+
+    shape: Shape
+    codebook: Codebook
+    index: Indices
+    indices: IndexKind
+    state_id: bytes = b""
+
+    @property
+    def needs_state(self) -> bool:
+        """Whether it can be read only with the state it names."""
+        return self.codebook.kind is CodebookKind.SHARED or self.indices is IndexKind.CODED_SHARED
+
+    def to_bytes(self, state: Shared | None = None) -> bytes:
+        """Return the message. Indices that coding would make longer travel packed.
+
+        Raises:
+            CodecError: it needs a state, and this is not the one.
+        """
+        shape, kind, bits = self.shape, self.indices, self.shape.index_bits
+        model = _model(state, shape) if kind is IndexKind.CODED_SHARED else None
+        packed = packed_bytes(self.index.size, bits)
+        coded = b""
+        if kind is not IndexKind.PACKED and bits:
+            coded = encode_indices(self.index, shape.groups, bits, model)
+        if not coded or len(coded) >= packed:
+            kind, coded = IndexKind.PACKED, pack_bits(self.index, bits)
+        kinds = self.codebook.kind | kind << 4
+        sizes = shape.examples, shape.subvectors, shape.groups, shape.values
+        head = _HEAD.pack(VERSION, ACTIVATIONS, kinds, shape.centroids - 1, *sizes)
+        needs_state = self.codebook.kind is CodebookKind.SHARED or kind is IndexKind.CODED_SHARED
+        return b"".join([head, self.state_id if needs_state else b"", self.codebook.data, coded])
+
+    @classmethod
+    def from_bytes(cls, data: bytes, state: Shared | None = None, most_values: int = MOST_VALUES) -> ActivationMessage:
+        """Read a message of B·d <= ``most_values``.
+
+        Raises:
+            CodecError: it is none, is larger, or needs a state that this is not.
+        """
+        view = memoryview(data)
+        kinds, last, *sizes = _head(_HEAD, data, ACTIVATIONS, "activations")
+        examples, subvectors, groups, values = sizes
+        shape = Shape(examples, values, subvectors, groups, last + 1)
+        if examples * values > most_values:
+            raise CodecError(f"expected {most_values} activations or fewer, got {examples} x {values}")
+        if kinds & 15 not in set(CodebookKind) or kinds >> 4 not in set(IndexKind):
+            raise CodecError(f"expected a known kind of codebook and of indices, got {kinds:#04x}")
+        kind, indices, at, named = CodebookKind(kinds & 15), IndexKind(kinds >> 4), _HEAD.size, b""
+        if kind is CodebookKind.SHARED or indices is IndexKind.CODED_SHARED:
+            named = bytes(view[at : at + ID_BYTES])
+            at += ID_BYTES
+            if state is None or bytes.fromhex(state.id) != named:
+                raise CodecError(f"expected shared state {named.hex()}, got {state and state.id}")
+        book = Codebook.read(kind, view[at:], shape, state)
+        rest, bits = view[at + len(book.data) :], shape.index_bits
+        if indices is IndexKind.PACKED:
+            index = unpack_bits(rest, bits, examples * subvectors).reshape(subvectors, examples)
+        elif not bits:
+            raise CodecError("expected packed indices of one centroid, got coded ones")
+        else:
+            model = _model(state, shape) if indices is IndexKind.CODED_SHARED else None
+            index = decode_indices(rest, subvectors, examples, groups, bits, model)
+        if index.max() >= shape.centroids:
+            raise CodecError(f"expected indices below {shape.centroids}, got {index.max()}")
+        return cls(shape, book, index, indices, named)
+
+
+def _model(state: Shared | None, shape: Shape) -> Indices:
+    expected = shape.subvectors, (1 << shape.index_bits) - 1
+    if state is None or state.model is None or state.model.shape != expected:
+        got = state if state is None or state.model is None else state.model.shape
+        raise CodecError(f"expected a shared model of shape {expected}, got {got}")
+    return state.model
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class GradientMessage:
+    """What the server answers: a gradient as it comes out, float32 ``[B, d]``, and its bytes.
+
+        G_i ≈ lo_i + Δ_i·k,   Δ_i = (max G_i - min G_i)/(2^b - 1),   k = ⌊(G_i - lo_i)/Δ_i + r⌋,   r ~ U[0, 1)
+
+    Rounding is unbiased, and rows are apart: one loud example does not coarsen the others.
+    """
+
+    gradient: Floats
+    data: bytes
+
+    @classmethod
+    def of(cls, gradient: Floats, bits: int, seed: int) -> GradientMessage:
+        """Round a finite ``gradient``, float32 ``[B, d]``, to ``bits``, 2 to 8, or leave it as it is with 32.
+
+        Raises:
+            CodecError: other bits, not a batch, or numbers that are not finite.
+        """
+        check_gradient_bits(bits)
+        if gradient.ndim != 2 or not (1 <= len(gradient) <= MOST_EXAMPLES and gradient.shape[1] >= 1):
+            raise CodecError(f"expected a gradient of shape (examples, values), got {gradient.shape}")
+        if not np.abs(gradient).max() <= LARGEST_MAGNITUDE:
+            raise CodecError(f"expected gradients of magnitude {LARGEST_MAGNITUDE:g} or less, got others")
+        head = _GRADIENT_HEAD.pack(VERSION, GRADIENTS, bits, 0, *gradient.shape)
+        if bits == FLOAT_BITS:
+            return cls(gradient, head + gradient.astype("<f4").tobytes())
+        lo, levels = gradient.min(1), (1 << bits) - 1
+        step = ((gradient.max(1) - lo) / np.float32(levels)).astype(np.float32)
+        r = (seeds.words(seed, gradient.size) >> np.uint64(40)).astype(np.float32) * np.float32(2.0**-24)
+        k = (gradient - lo[:, None]) / np.where(step > 0, step, 1)[:, None]
+        codes = np.minimum(k + r.reshape(k.shape), levels).astype(np.uint8)  # both are positive: this rounds down
+        data = head + np.stack([lo, step], 1).astype("<f4").tobytes() + pack_bits(codes, bits)
+        return cls(_from_codes(lo, step, codes), data)
+
+    @classmethod
+    def from_bytes(cls, data: bytes, most_values: int = MOST_VALUES) -> GradientMessage:
+        """Read a message of B·d <= ``most_values``.
+
+        Raises:
+            CodecError: it is none, is larger, or has numbers out of range.
+        """
+        bits, zero, examples, values = _head(_GRADIENT_HEAD, data, GRADIENTS, "gradients")
+        check_gradient_bits(bits)
+        if zero or not 1 <= examples * values <= most_values:
+            raise CodecError(f"expected 1 to {most_values} gradients, got {examples} x {values} and {zero}")
+        rest, rows = memoryview(data)[_GRADIENT_HEAD.size :], 0 if bits == FLOAT_BITS else 8 * examples
+        expected = 4 * examples * values if bits == FLOAT_BITS else rows + packed_bytes(examples * values, bits)
+        if len(rest) != expected:
+            raise CodecError(f"expected {expected} bytes of gradients, got {len(rest)}")
+        if bits == FLOAT_BITS:
+            gradient = np.frombuffer(rest, "<f4").astype(np.float32).reshape(examples, values)
+        else:
+            lo, step = np.frombuffer(rest, "<f4", 2 * examples).astype(np.float32).reshape(examples, 2).T
+            codes = unpack_bits(rest[rows:], bits, examples * values).reshape(examples, values)
+            with np.errstate(over="ignore", invalid="ignore"):
+                gradient = _from_codes(lo, step, codes)
+        # A step of 1/255 of 2^25 may end a rounding beyond.
+        if not np.abs(gradient).max() <= 1.001 * LARGEST_MAGNITUDE:
+            raise CodecError(f"expected gradients of magnitude {LARGEST_MAGNITUDE:g} or less, got others")
+        return cls(gradient, data)
+
+
+def check_gradient_bits(bits: int) -> None:
+    """Raise :class:`CodecError` unless gradients can have ``bits``."""
+    if not 2 <= bits <= 8 and bits != FLOAT_BITS:
+        raise CodecError(f"expected 2 to 8 bits a gradient, or {FLOAT_BITS}, got {bits}")
+
+
+def _from_codes(lo: Floats, step: Floats, codes: Indices) -> Floats:
+    found: Floats = codes.astype(np.float32)
+    found *= step[:, None]
+    found += lo[:, None]
+    return found
+
+
+def write_labels(labels: Ints, bits: int) -> bytes:
+    """Return ``labels``, integers ``[B]``, each below 2^``bits``, 1 to 8.
+
+    Raises:
+        CodecError: other bits, none or too many labels, or one that does not fit.
+    """
+    if not (1 <= bits <= 8 and 1 <= labels.size <= MOST_EXAMPLES and 0 <= labels.min() <= labels.max() < 1 << bits):
+        raise CodecError(f"expected 1 to {MOST_EXAMPLES} labels of 1 to 8 bits, got {labels.size} of {bits}")
+    return _LABEL_HEAD.pack(VERSION, LABELS, bits, 0, labels.size) + pack_bits(labels.astype(np.uint8), bits)
+
+
+def read_labels(data: bytes, examples: int) -> Ints:
+    """Return the labels of a batch of so many ``examples``, int64 ``[B]``.
+
+    Raises:
+        CodecError: ``data`` are no labels, or of another batch.
+    """
+    bits, zero, count = _head(_LABEL_HEAD, data, LABELS, "labels")
+    if zero or not 1 <= bits <= 8 or count != examples:
+        raise CodecError(f"expected {examples} labels of 1 to 8 bits, got {count} of {bits}")
+    return unpack_bits(memoryview(data)[_LABEL_HEAD.size :], bits, count).astype(np.int64)
+
+
+def _head(form: struct.Struct, data: bytes, kind: int, name: str) -> tuple[int, ...]:
+    """Return what a header of ``form`` holds behind its version and kind."""
+    if len(data) < form.size:
+        raise CodecError(f"expected {name} with a header of {form.size} bytes, got {len(data)} bytes")
+    version, found, *fields = form.unpack_from(data)
+    if (version, found) != (VERSION, kind):
+        raise CodecError(f"expected {name} of version {VERSION}, got kind {found} of version {version}")
+    return tuple(fields)
