@@ -6,9 +6,9 @@
 
 That is the gradient of  mean_i loss_i + (λ/2)·mean_i |z_i - z~_i|²  with dz~/dz taken to be the identity in the first
 term. In the second it is exact: where centroids are means of their clusters, their own dependence on z cancels, as the
-residuals of a cluster sum to zero. It puts λ·I for the Hessian in G(z) = G(z~) + H·(z - z~) + .., and trains f_c to give
-what quantizes well. The *true* derivative of the loss through z~(z) is the mean of G over each cluster: it says next to
-nothing, and training stalls on it. So a gradient for every example comes back, in few bits.
+residuals of a cluster sum to zero. It puts λ·I for the Hessian in G(z) = G(z~) + H·(z - z~) + .., and trains f_c to
+give what quantizes well. The *true* derivative of the loss through z~(z) is the mean of G over each cluster, which says
+next to nothing: training stalls on it. So a gradient for every example comes back, in few bits.
 
 λ must stay below about the gradient's size over the residual's, or the correction is all that f_c learns from:
 

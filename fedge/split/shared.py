@@ -91,7 +91,7 @@ class Memory:
     seen: npt.NDArray[np.float64] | None = None
 
     def after(self, batches: Sequence[tuple[Floats | None, Indices]]) -> Memory:
-        """Return the memory after a step: of each batch its codebook, None if the shared one, and indices ``[q, B]``."""
+        """Return the memory after a step: of each batch its codebook, None if shared, and indices ``[q, B]``."""
         shape = self.shape
         fitted = [(book, _vectors(index, shape)) for book, index in batches if book is not None]
         codebook = _mean(fitted, self.codebook) if fitted else self.codebook

@@ -1,0 +1,228 @@
+"""A step of split training in torch: what ``fedge/split/fedlite.py`` says, with a network at either end.
+
+    device   FrontHalf.forward    inputs → the message of z~
+    server   BackHalf.step        messages and targets of K devices → a step of w_s, an answer for each
+    device   FrontHalf.backward   answer → ∂/∂w_c, float32
+    server   descend              a step of w_c by their mean
+
+``split_step`` does all of it in one process: the reference of what must happen between machines. Each device's loss is
+the mean of its batch, and gradients of devices are averaged unweighted; batches of equal size make that mini-batch SGD
+on the union. Without options nothing is compressed: plain split training, to compare with.
+
+A device keeps activations and tape until the answer comes, or (``keeps_tape=False``) inputs alone, and computes them
+again then: half the speed for about a tenth of the memory. A front half with running statistics has to keep the tape.
+
+Beside ``local.py`` this is the only module of ``fedge.algorithms`` that needs torch.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from fedge import seeds
+from fedge.codecs.product import Floats, Indices
+from fedge.errors import CodecError, TaskError
+from fedge.split import Memory, Options, Shared, answer, correct, quantize, receive
+from fedge.split.message import MOST_VALUES, CodebookKind
+from fedge.tasks.split_model import Halves, activation_shape
+
+Loss = Callable[[Tensor, Tensor], Tensor]
+"""Outputs and targets to the mean over a batch: ``Task.loss``."""
+Batch = tuple[Tensor, Tensor]
+"""Inputs and targets."""
+Seen = tuple[Floats | None, Indices]
+"""The codebook of a message, None if it was the shared one, and its indices: what ``Memory.after`` takes."""
+
+
+@dataclass(slots=True, eq=False)
+class _Pending:
+    """A batch whose answer is outstanding; ``outputs`` has the tape, if that is kept."""
+
+    inputs: Tensor
+    outputs: Tensor | None
+    restored: Floats | None
+    step: int
+    seed: int
+
+
+class FrontHalf:
+    """A device's half. One batch at a time: ``forward``, then ``backward`` or another ``forward``."""
+
+    def __init__(self, front: nn.Module, options: Options | None, keeps_tape: bool = True) -> None:
+        self.front, self.options, self.keeps_tape = front, options, keeps_tape
+        self.trained = [parameter for parameter in front.parameters() if parameter.requires_grad]
+        self._pending: _Pending | None = None
+
+    def forward(self, inputs: Tensor, step: int, seed: int, shared: Shared | None = None) -> bytes:
+        """Return the message of a batch's activations.
+
+        Raises:
+            CodecError: as ``fedlite.quantize``.
+        """
+        with torch.set_grad_enabled(self.keeps_tape):
+            outputs = self._run(inputs, seed)
+        z, restored = _rows(outputs), None
+        if self.options is None:
+            data = z.tobytes()
+        else:
+            made = quantize(z, self.options, step, seeds.derive(seed, "quantizer"), shared)
+            data, restored = made.data, made.restored
+        self._pending = _Pending(inputs, outputs if self.keeps_tape else None, restored, step, seed)
+        return data
+
+    def backward(self, data: bytes) -> Floats:
+        """Return the gradient of the trained parameters, end to end, float32, from the server's answer.
+
+        Raises:
+            TaskError: no batch is waiting for one.
+            CodecError: it is no answer for this batch; the batch waits on.
+        """
+        if self._pending is None:
+            raise TaskError("split: expected a batch that waits for its gradient, got none")
+        batch = self._pending
+        outputs = self._run(batch.inputs, batch.seed) if batch.outputs is None else batch.outputs
+        z = _rows(outputs)
+        if self.options is None or batch.restored is None:
+            dz = _as_floats(data, z.shape[1])
+            if dz.shape != z.shape:
+                raise CodecError(f"expected gradients of shape {z.shape}, got {dz.shape}")
+        else:
+            dz = correct(data, z, batch.restored, self.options, batch.step)
+        grads = torch.autograd.grad(outputs, self.trained, torch.from_numpy(dz).view_as(outputs))
+        self._pending = None
+        return torch.cat([grad.reshape(-1) for grad in grads]).numpy()
+
+    def _run(self, inputs: Tensor, seed: int) -> Tensor:
+        with torch.random.fork_rng(devices=[]):  # dropout and the like, the same if it runs again
+            torch.manual_seed(seeds.derive(seed, "torch"))
+            outputs: Tensor = self.front(inputs)
+        return outputs
+
+
+class BackHalf:
+    """The server's half. ``shape``: of one example's activations, as the back half takes them."""
+
+    def __init__(
+        self,
+        back: nn.Module,
+        loss: Loss,
+        shape: tuple[int, ...],
+        options: Options | None,
+        most_values: int = MOST_VALUES,
+    ) -> None:
+        self.back, self.loss, self.shape, self.options = back, loss, shape, options
+        self.most_values = most_values
+        self.trained = [parameter for parameter in back.parameters() if parameter.requires_grad]
+
+    def receive(self, data: bytes, shared: Shared | None = None) -> tuple[Floats, Seen | None]:
+        """Return z~, float32 ``[B, d]``, and what the memory of the run wants to know of the message.
+
+        Raises:
+            CodecError: as ``fedlite.receive``, or activations of another model.
+        """
+        size = int(np.prod(self.shape))
+        if self.options is None:
+            return _as_floats(data, size), None
+        received = receive(data, self.options, shared, self.most_values)
+        if received.restored.shape[1] != size:
+            raise CodecError(f"expected {size} activations an example, got {received.restored.shape[1]}")
+        book = received.message.codebook
+        known = None if book.kind is CodebookKind.SHARED else book.centroids
+        return received.restored, (known, received.message.index)
+
+    def step(self, batches: Sequence[tuple[Floats, Tensor]], rate: float, seed: int) -> tuple[list[bytes], list[float]]:
+        """Take a step of SGD on z~ and targets of some devices; return an answer and a loss for each.
+
+        Raises:
+            TaskError: a loss that is not finite, before anything was changed.
+        """
+        sums = [torch.zeros_like(parameter) for parameter in self.trained]
+        answers, losses = [], []
+        for k, (restored, targets) in enumerate(batches):
+            z = torch.from_numpy(restored).view(len(restored), *self.shape).requires_grad_()
+            with torch.random.fork_rng(devices=[]):
+                torch.manual_seed(seeds.derive(seed, "torch", k))
+                loss = self.loss(self.back(z), targets)
+            if not torch.isfinite(loss):
+                raise TaskError(f"split: training diverged, a batch has loss {float(loss)}")
+            gradient, *grads = torch.autograd.grad(loss, [z, *self.trained])
+            for total, grad in zip(sums, grads, strict=True):
+                total.add_(grad, alpha=1 / len(batches))
+            rows = _rows(gradient)
+            own = seeds.derive(seed, "gradient", k)
+            answers.append(rows.tobytes() if self.options is None else answer(rows, self.options, own))
+            losses.append(float(loss))
+        descend(self.trained, sums, rate)
+        return answers, losses
+
+
+def descend(parameters: Sequence[Tensor], grads: Sequence[Tensor], rate: float) -> None:
+    """Take a step of SGD in place."""
+    with torch.no_grad():
+        for parameter, grad in zip(parameters, grads, strict=True):
+            parameter.add_(grad.view_as(parameter), alpha=-rate)
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Stepped:
+    """What a step did: losses and bytes of each device, labels and w_c not counted, and the memory after it."""
+
+    losses: list[float]
+    bytes_up: list[int]
+    bytes_down: list[int]
+    memory: Memory | None
+
+
+def split_step(
+    parts: Halves,
+    loss: Loss,
+    batches: Sequence[Batch],
+    options: Options | None,
+    rate: float,
+    step: int,
+    seed: int,
+    shared: Shared | None = None,
+    memory: Memory | None = None,
+) -> Stepped:
+    """Train one step on a batch of each of some devices, all in this process.
+
+    ``shared`` is what devices have been given; ``memory``, if there is one, learns from the step.
+
+    Raises:
+        CodecError: activations that cannot be quantized.
+        TaskError: a loss that is not finite.
+    """
+    fronts = [FrontHalf(parts.front, options) for _ in batches]
+    back = BackHalf(parts.back, loss, activation_shape(parts.front, batches[0][0]), options)
+    sent = [
+        front.forward(inputs, step, seeds.derive(seed, step, k), shared)
+        for k, (front, (inputs, _)) in enumerate(zip(fronts, batches, strict=True))
+    ]
+    received = [back.receive(data, shared) for data in sent]
+    pairs = [(z, targets) for (z, _), (_, targets) in zip(received, batches, strict=True)]
+    answers, losses = back.step(pairs, rate, seeds.derive(seed, step, "back"))
+    grads = [front.backward(data) for front, data in zip(fronts, answers, strict=True)]
+    mean, trained = np.mean(grads, 0, dtype=np.float64).astype(np.float32), fronts[0].trained
+    stops = np.cumsum([parameter.numel() for parameter in trained])[:-1]
+    descend(trained, [torch.from_numpy(part) for part in np.split(mean, stops)], rate)
+    if memory is not None:
+        memory = memory.after([known for _, known in received if known is not None])
+    return Stepped(losses, [len(data) for data in sent], [len(data) for data in answers], memory)
+
+
+def _rows(tensor: Tensor) -> Floats:
+    """Return activations or their gradient as float32 ``[B, d]``."""
+    rows: Floats = tensor.detach().cpu().float().reshape(len(tensor), -1).contiguous().numpy()
+    return rows
+
+
+def _as_floats(data: bytes, size: int) -> Floats:
+    """Read what travels uncompressed, float32 ``[B, size]``."""
+    if not data or len(data) % (4 * size):
+        raise CodecError(f"expected whole examples of {size} float32, got {len(data)} bytes")
+    return np.frombuffer(data, "<f4").astype(np.float32).reshape(-1, size)
