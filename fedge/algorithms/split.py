@@ -156,7 +156,7 @@ class BackHalf:
             rows = _rows(gradient)
             own = seeds.derive(seed, "gradient", k)
             answers.append(rows.tobytes() if self.options is None else answer(rows, self.options, own))
-            losses.append(float(loss))
+            losses.append(loss.item())
         descend(self.trained, sums, rate)
         return answers, losses
 
