@@ -13,7 +13,8 @@ BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 CODEC_TESTS := tests/golden tests/contract/test_codecs.py tests/contract/test_codec_edges.py \
   tests/property/test_codec_properties.py tests/unit/codecs/test_native_twin.py \
-  tests/unit/codecs/test_packing.py tests/fuzz
+  tests/unit/codecs/test_packing.py tests/unit/codecs/test_product.py tests/unit/codecs/test_indices.py \
+  tests/property/test_split_messages.py tests/fuzz
 SOURCES := schemas fedge server_app device_app tests benchmarks setup.py
 
 # The sanitizers' run-time library comes first, and libstdc++ with it or it misses the exceptions of torch. Every object

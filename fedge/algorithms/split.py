@@ -149,7 +149,7 @@ class BackHalf:
                 torch.manual_seed(seeds.derive(seed, "torch", k))
                 loss = self.loss(self.back(z), targets)
             if not torch.isfinite(loss):
-                raise TaskError(f"split: training diverged, a batch has loss {float(loss)}")
+                raise TaskError(f"split: training diverged, a batch has loss {loss.item()}")
             gradient, *grads = torch.autograd.grad(loss, [z, *self.trained])
             for total, grad in zip(sums, grads, strict=True):
                 total.add_(grad, alpha=1 / len(batches))

@@ -7,8 +7,8 @@
 R = 1 is one codebook for all positions, R = q classical product quantization, q = 1 K-means on whole rows. A group is a
 set of *positions* and has all examples of the batch.
 
-Fitting takes a sample (2,048 vectors, at least 64 a centroid), a few steps of Lloyd's iteration on it, one on all, and
-one assignment after it. A first codebook is drawn from the vectors, distinct ones while there are any, and ordered by
+Fitting takes a sample (2,048 vectors, at least 64 a centroid), a few steps of Lloyd's iteration on it, two on all, and
+one assignment after them. A first codebook is drawn from the vectors, distinct ones while there are any, and ordered by
 norm, so that index l means much the same on every device; one that starts from a shared codebook keeps its order.
 
 Wang et al., FedLite: A Scalable Approach for Federated Learning on Resource-constrained Clients, 2022
@@ -27,7 +27,7 @@ from fedge.codecs.indices import bits_of
 from fedge.codecs.product import MOST_CENTROIDS, PADDING, Floats, Indices, Ints
 from fedge.errors import CodecError
 
-SAMPLE, PER_CENTROID = 2048, 64
+SAMPLE, PER_CENTROID, STEPS_ON_ALL = 2048, 64, 2
 MOST_EXAMPLES = MOST_SUBVECTORS = (1 << 16) - 1
 LARGEST_MAGNITUDE = 2.0**24
 """Of an activation or a centroid. Training does not get there; a server that adds what strangers send must not."""
@@ -107,7 +107,7 @@ def as_columns(z: Floats, shape: Shape) -> Floats:
 
 @dataclass(frozen=True, slots=True)
 class Fitting:
-    """How to fit: steps on the ``sample``, which has at least 64 vectors a centroid, then one on all vectors.
+    """How to fit: steps on the ``sample``, which has at least 64 vectors a centroid, then two on all vectors.
 
     ``least_members``: from how many examples of the batch at least a centroid must be a mean, 0 for any.
     """
@@ -197,7 +197,7 @@ def _fit_group(
     book = product.kmeans(sample, begin, order.size, book, order[centroids:], how.iterations)
     if sample is x:
         return book
-    return product.kmeans(x, first, count, book, np.empty(0, np.int64), 1)
+    return product.kmeans(x, first, count, book, np.empty(0, np.int64), STEPS_ON_ALL)
 
 
 def _draw(x: Floats, start: int, order: Ints, centroids: int) -> Floats:

@@ -80,7 +80,8 @@ def cut(model: nn.Module, at: str, order: Sequence[str] = ()) -> Halves:
     """
     if not order and not isinstance(model, nn.Sequential):
         raise TaskError(f"split: expected a Sequential, or the order of its layers, got {type(model).__name__}")
-    names = list(order) or [name for name, _ in model.named_children()]
+    # Not named_children: that has a layer that is used twice once.
+    names = list(order) or [name for name, _ in model.named_modules(remove_duplicate=False) if name and "." not in name]
     if at not in names[1:]:
         raise TaskError(f"split: expected a layer of {', '.join(names[1:])} to cut at, got {at!r}")
     try:

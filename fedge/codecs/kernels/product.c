@@ -48,7 +48,7 @@ INLINE void nearest_of_all(const Clusters *job, uint8_t *index) {
         int32_t found[AT_ONCE];
         scores(job->x + i, job->stride, job->s, job->c, job->bias[0], best);
         if (job->centroids == 2)
-            for (int v = 0; v < TOGETHER; v++) at[v] = (best[v] > 0) & 1;
+            for (int v = 0; v < TOGETHER; v++) at[v] = (best[v] > (Floats){0}) & 1;
         else
             for (int l = 1; l < job->centroids; l++) {
                 scores(job->x + i, job->stride, job->s, job->c + l * job->s, job->bias[l], score);
