@@ -3,9 +3,9 @@
     python -m benchmarks.fedlite_speed [--batch 20] [--seconds 3]
 
 The front half of the FEMNIST network: conv 3x3, 32, ReLU, conv 3x3, 64, ReLU, pool 2, flatten: 9,216 activations of a
-28 x 28 picture, q = 1152, R = 1. Milliseconds of processor time, the medians of repetitions that take turns: forward and
-backward of the front half; the whole of ``quantize`` (columns, K-means, assignment, packing, z~); its K-means and
-packing alone; reading the answer and correcting. Shares are of forward and backward.
+28 x 28 picture, q = 1152, R = 1. Milliseconds of processor time, the medians of repetitions that take turns: forward
+and backward of the front half; K-means and packing alone; the whole of ``quantize`` (columns, K-means, assignment,
+packing, z~); reading the answer and correcting. Shares are of forward and backward.
 
 Exits with 1 unless K-means and packing take under 10 % of it at L = 2 and under 30 % at L = 32.
 """

@@ -17,7 +17,8 @@ Beside ``local.py`` this is the only module of ``fedge.algorithms`` that needs t
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 
 import numpy as np
@@ -98,8 +99,7 @@ class FrontHalf:
         return torch.cat([grad.reshape(-1) for grad in grads]).numpy()
 
     def _run(self, inputs: Tensor, seed: int) -> Tensor:
-        with torch.random.fork_rng(devices=[]):  # dropout and the like, the same if it runs again
-            torch.manual_seed(seeds.derive(seed, "torch"))
+        with _drawing(seeds.derive(seed, "torch")):  # the same if it runs again
             outputs: Tensor = self.front(inputs)
         return outputs
 
@@ -145,8 +145,7 @@ class BackHalf:
         answers, losses = [], []
         for k, (restored, targets) in enumerate(batches):
             z = torch.from_numpy(restored).view(len(restored), *self.shape).requires_grad_()
-            with torch.random.fork_rng(devices=[]):
-                torch.manual_seed(seeds.derive(seed, "torch", k))
+            with _drawing(seeds.derive(seed, "torch", k)):
                 loss = self.loss(self.back(z), targets)
             if not torch.isfinite(loss):
                 raise TaskError(f"split: training diverged, a batch has loss {loss.item()}")
@@ -213,6 +212,15 @@ def split_step(
     if memory is not None:
         memory = memory.after([known for _, known in received if known is not None])
     return Stepped(losses, [len(data) for data in sent], [len(data) for data in answers], memory)
+
+
+@contextmanager
+def _drawing(seed: int) -> Iterator[None]:
+    """Let dropout and the like draw from ``seed``, and torch's generator go on as if they had not."""
+    with torch.random.fork_rng(devices=[]):
+        # Not torch.manual_seed: without a GPU that puts a traceback by for one, and takes a millisecond, every time.
+        torch.default_generator.manual_seed(seed)
+        yield
 
 
 def _rows(tensor: Tensor) -> Floats:

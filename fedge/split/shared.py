@@ -21,7 +21,7 @@ from dataclasses import dataclass, field
 import numpy as np
 import numpy.typing as npt
 
-from fedge.codecs.product import Floats, Indices
+from fedge.codecs.product import Floats, Indices, Ints
 from fedge.errors import CodecError
 from fedge.split.quantizer import LARGEST_MAGNITUDE, Shape, group_of
 
@@ -98,14 +98,12 @@ class Memory:
         ones, seen = (np.zeros((shape.subvectors, 1 << shape.index_bits)) for _ in range(2))
         if self.ones is not None and self.seen is not None:
             ones, seen = DECAY * self.ones, DECAY * self.seen
-        rows = np.arange(shape.subvectors)[:, None]
         for _, index in batches:
-            node = np.ones(index.shape, np.int64)
+            # A node is the index without its lowest bits, behind a leading one; the next bit is what it decides.
+            whole = index.astype(np.int64) | 1 << shape.index_bits
             for b in range(shape.index_bits - 1, -1, -1):
-                bit = index >> np.uint8(b) & np.uint8(1)
-                np.add.at(seen, (rows, node), 1.0)
-                np.add.at(ones, (rows, node), bit)
-                node = 2 * node + bit
+                seen += _by_position(whole >> (b + 1), seen.shape)
+                ones += _by_position(whole >> (b + 1), ones.shape, whole >> b & 1)
         return Memory(shape, codebook, ones, seen)
 
     def publish(self, codebook: bool = True, model: bool = False) -> Shared:
@@ -120,6 +118,13 @@ class Memory:
         share = (self.ones + 2.0 * usual) / (self.seen + 2.0)
         model: Indices = np.clip(256.0 * share[:, 1:], 1, 254).astype(np.uint8)
         return model
+
+
+def _by_position(node: Ints, shape: tuple[int, int], weights: Ints | None = None) -> npt.NDArray[np.float64]:
+    """Return how often each node ``[q, B]`` comes up at its position, or the sum of its weights, float64 ``shape``."""
+    cell = (np.arange(shape[0])[:, None] * shape[1] + node).reshape(-1)
+    found = np.bincount(cell, None if weights is None else weights.reshape(-1), shape[0] * shape[1])
+    return found.astype(np.float64).reshape(shape)
 
 
 def _vectors(index: Indices, shape: Shape) -> npt.NDArray[np.float64]:
