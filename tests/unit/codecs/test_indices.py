@@ -91,6 +91,17 @@ def test_carries_that_run_through_many_bytes_come_back(name):
             assert (decode_indices(data, 400, 9, 1, 1) == index).all()
 
 
+@pytest.mark.parametrize("name", IMPLEMENTATIONS)
+def test_coded_indices_have_these_bytes_for_ever(name):
+    index = (np.arange(60).reshape(12, 5) * 7 % 11 % 4).astype(np.uint8)
+    index[3:9] = 0
+    index[4, 2] = 3
+    model = (np.arange(36).reshape(12, 3) * 37 % 256).astype(np.uint8)
+    with implementation(name):
+        assert encode_indices(index, 2, 2).hex() == "c1e7b8904a0d9d1376f82534d7070f"
+        assert encode_indices(index, 2, 2, model).hex() == "25ed7bb9f4bea3dfbb6c7fa4867ede9c6680"
+
+
 def test_what_differs_by_position_is_found_within_a_message():
     rng = np.random.default_rng(0)
     p = rng.beta(0.2, 0.8, (1000, 1))
