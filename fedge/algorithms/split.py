@@ -94,9 +94,10 @@ class FrontHalf:
                 raise CodecError(f"expected gradients of shape {z.shape}, got {dz.shape}")
         else:
             dz = correct(data, z, batch.restored, self.options, batch.step)
-        grads = torch.autograd.grad(outputs, self.trained, torch.from_numpy(dz).view_as(outputs))
+        weights = torch.from_numpy(dz).to(outputs.device, outputs.dtype).view_as(outputs)
+        grads = torch.autograd.grad(outputs, self.trained, weights, materialize_grads=True)
         self._pending = None
-        return torch.cat([grad.reshape(-1) for grad in grads]).numpy()
+        return torch.cat([grad.reshape(-1) for grad in grads]).cpu().float().numpy()
 
     def _run(self, inputs: Tensor, seed: int) -> Tensor:
         with _drawing(seeds.derive(seed, "torch")):  # the same if it runs again
@@ -144,12 +145,12 @@ class BackHalf:
         sums = [torch.zeros_like(parameter) for parameter in self.trained]
         answers, losses = [], []
         for k, (restored, targets) in enumerate(batches):
-            z = torch.from_numpy(restored).view(len(restored), *self.shape).requires_grad_()
+            z = torch.from_numpy(restored).to(targets.device).view(len(restored), *self.shape).requires_grad_()
             with _drawing(seeds.derive(seed, "torch", k)):
                 loss = self.loss(self.back(z), targets)
             if not torch.isfinite(loss):
                 raise TaskError(f"split: training diverged, a batch has loss {loss.item()}")
-            gradient, *grads = torch.autograd.grad(loss, [z, *self.trained])
+            gradient, *grads = torch.autograd.grad(loss, [z, *self.trained], materialize_grads=True)
             for total, grad in zip(sums, grads, strict=True):
                 total.add_(grad, alpha=1 / len(batches))
             rows = _rows(gradient)
@@ -164,7 +165,7 @@ def descend(parameters: Sequence[Tensor], grads: Sequence[Tensor], rate: float) 
     """Take a step of SGD in place."""
     with torch.no_grad():
         for parameter, grad in zip(parameters, grads, strict=True):
-            parameter.add_(grad.view_as(parameter), alpha=-rate)
+            parameter.add_(grad.to(parameter.device).view_as(parameter), alpha=-rate)
 
 
 @dataclass(frozen=True, slots=True, eq=False)

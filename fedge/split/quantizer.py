@@ -156,20 +156,21 @@ def restore(codebook: Floats, index: Indices, shape: Shape) -> Floats:
 def merge(x: Floats, first: int, count: int, book: Floats, examples: int, least: int) -> Floats:
     """Return ``book`` ``[L, s]`` with every centroid the mean of vectors from ``least`` examples or more.
 
-    Those with fewer are given up, the smaller half at a time, and their vectors go to the nearest that is left. The
-    places of the lost are filled with the last one; ties go to the lowest index, so that no index names those.
+    Those with fewer are given up, the smaller half at a time, and their vectors go to the nearest that is left. Their
+    places are filled with a neighbour's centroid, so that what is left keeps its index.
     """
-    kept = np.unique(book, axis=0)
+    left = np.arange(len(book))
     while True:
-        index = product.nearest(x, first, count, kept)
-        members = members_of(index.reshape(-1, examples), len(kept))
+        index = product.nearest(x, first, count, book[left])
+        members = members_of(index.reshape(-1, examples), len(left))
         few = np.flatnonzero(members < least)
         if few.size == 0:
             break
         drop = few[np.argsort(members[few], kind="stable")][: max(1, few.size // 2)]
-        kept = np.delete(kept, drop, axis=0) if drop.size < len(kept) else kept[-1:]
-    kept = _by_norm(product.kmeans(x, first, count, kept, np.empty(0, np.int64), 1))
-    return np.concatenate([kept, np.repeat(kept[-1:], len(book) - len(kept), axis=0)])
+        left = np.delete(left, drop) if drop.size < left.size else left[-1:]
+    kept = product.kmeans(x, first, count, book[left], np.empty(0, np.int64), 1)
+    below = np.searchsorted(left, np.arange(len(book)), side="right") - 1
+    return kept[np.maximum(below, 0)]
 
 
 def members_of(index: Indices, centroids: int) -> Ints:

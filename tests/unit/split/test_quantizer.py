@@ -202,6 +202,19 @@ def test_no_centroid_is_the_mean_of_fewer_examples_than_asked_for(groups):
     assert len(np.unique(index)) <= 32 and distortion(z, restore(bound, index, shape)) < 1
 
 
+def test_what_a_merge_leaves_keeps_its_index_and_the_lost_are_never_named():
+    # Four clumps, the second of one example alone.
+    centres = np.array([9.0, 50.0, -20.0, 0.0], np.float32)
+    z = np.repeat(np.array([0, 2, 3] * 6)[:, None], 5, 1)
+    z[4, 2] = 1
+    z = centres[z]
+    shape = Shape(18, 5, 5, 1, 4)
+    x = as_columns(z, shape)
+    book = fit(x, shape, Fitting(2, least_members=3), 1, centres.reshape(1, 4, 1))
+    assert book[0, 2, 0] == -20 and book[0, 3, 0] == 0 and 9 < book[0, 0, 0] < 13
+    assert book[0, 1, 0] == book[0, 0, 0] and set(np.unique(assign(x, shape, book))) == {0, 2, 3}
+
+
 def test_a_batch_too_small_to_hide_in_is_refused():
     shape = Shape(4, 16, 4)
     with pytest.raises(CodecError, match="at least 5 examples for a centroid to hide in, got a batch of 4"):
