@@ -19,7 +19,7 @@ from tests.fuzz.damage import DAMAGES
 from tests.support.kernels import IMPLEMENTATIONS, implementation
 
 MOST_VALUES = 4096
-COUNT = 20_000 if native_available() else 2_000
+COUNT = 6_000 if native_available() else 1_000
 
 
 def activations(examples: int, values: int, seed: int) -> np.ndarray:
