@@ -73,9 +73,7 @@ def settings() -> dict[str, Options | None]:
     return found
 
 
-CHECKED = ("plain", "L2", "L8", "L2 coded", "L8 warm coded shared", "L2 all", "L8 all")
-CODED = {"L2": "L2 coded", "L8": "L8 warm coded shared"}
-"""What must take half the bytes: at L = 8 that needs a model of past steps."""
+CHECKED = ("plain", "L2", "L8", "L2 coded", "L8 warm coded", "L2 all", "L8 all")
 
 
 @dataclass(frozen=True)
@@ -181,7 +179,7 @@ def bounds(found: Mapping[str, Mapping[str, float]]) -> dict[str, bool]:
             held[f"{text}, at most {100 * points:g} at {ratio}x"] = (
                 own["accuracy"] >= plain - points and own["formula"] >= ratio
             )
-    for name, coded in CODED.items():
+    for name, coded in (("L2", "L2 coded"), ("L8", "L8 warm coded"), ("L2", "L2 all"), ("L8", "L8 all")):
         if name in found and coded in found:
             saved, gain = found[name]["up"] / found[coded]["up"], found[coded]["accuracy"] - found[name]["accuracy"]
             text = f"{coded}: {saved:.2f} times fewer bytes than {name}, {100 * gain:+.2f} points"
