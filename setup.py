@@ -14,7 +14,6 @@ from pathlib import Path
 from setuptools import Extension, setup
 
 KERNELS = Path("fedge/codecs/kernels")
-SOURCES = ("module", "sparse", "product", "indices", "avx512", "avx2", "baseline")
 SANITIZE = os.environ.get("FEDGE_SANITIZE", "") not in ("", "0")
 SANITIZERS = [
     "-fsanitize=address,undefined,float-cast-overflow",
@@ -29,7 +28,7 @@ setup(
     ext_modules=[
         Extension(
             "fedge.codecs._native",
-            sources=[str(KERNELS / f"{name}.c") for name in SOURCES],
+            sources=sorted(map(str, KERNELS.glob("*.c"))),
             depends=sorted(map(str, KERNELS.glob("*.h"))),
             extra_compile_args=[
                 "-O3",

@@ -1,4 +1,5 @@
-/* The Python side of EDEN's hot loops (M22's are in `sparse.c`, FedLite's in `product.c` and `indices.c`): checks, memory, and the choice among the copies in `avx512.c`, `avx2.c` and
+/* The Python side of EDEN's hot loops (M22's are in `sparse*.c`, FedLite's in `product.c` and `indices.c`): checks,
+ * memory, and the choice among the copies in `avx512.c`, `avx2.c` and
  * `baseline.c`, which are `kernels.h` compiled for each instruction set. Nothing is global but that choice, and the GIL
  * is released while they run.
  */
@@ -406,14 +407,17 @@ static PyMethodDef methods[] = {
     {"encode_codes", encode_codes, METH_VARARGS, encode_codes_doc},
     {"decode_codes", decode_codes, METH_VARARGS, decode_codes_doc},
     {"energies", energies, METH_VARARGS, energies_doc},
-    {"largest", fedge_largest, METH_VARARGS, "largest(values, threshold, positions, places, found); see sparse.c"},
-    {"bins", fedge_bins, METH_VARARGS, "bins(values, lowest, shift, bins, counts); see sparse.c"},
+    {"measure", fedge_measure, METH_VARARGS, "measure(values, bins, counts, lows); see sparse.c"},
+    {"between", fedge_between, METH_VARARGS, "between(values, least, below, found); see sparse.c"},
+    {"select", fedge_select, METH_VARARGS, "select(values, least, bitmap, taken); see sparse.c"},
+    {"above", fedge_above, METH_VARARGS, "above(cells, level, bitmap, rest); see sparse.c"},
     {"cells", fedge_cells, METH_VARARGS, "cells(values, edges, cells, counts, sums); see sparse.c"},
-    {"above", fedge_above, METH_VARARGS, "above(cells, level, places, rest); see sparse.c"},
-    {"gap_bytes", fedge_gap_bytes, METH_VARARGS, "gap_bytes(places, low_bits, others_below); see sparse.c"},
-    {"pack_gaps", fedge_pack_gaps, METH_VARARGS, "pack_gaps(places, low_bits, size_bytes); see sparse.c"},
-    {"unpack_gaps", fedge_unpack_gaps, METH_VARARGS, "unpack_gaps(data, start, low_bits, size, places); see sparse.c"},
-    {"lloyd", fedge_lloyd, METH_VARARGS, "lloyd(x, mass, moment, levels, steps); see sparse.c"},
+    {"gap_bytes", fedge_gap_bytes, METH_VARARGS, "gap_bytes(bitmap, size, others, low_bits); see sparse_gaps.c"},
+    {"pack_gaps", fedge_pack_gaps, METH_VARARGS, "pack_gaps(bitmap, size, others, low_bits, size_bytes); see sparse_gaps.c"},
+    {"unpack_gaps", fedge_unpack_gaps, METH_VARARGS, "unpack_gaps(data, start, low_bits, size, places); see sparse_gaps.c"},
+    {"lloyd", fedge_lloyd, METH_VARARGS, "lloyd(x, mass, moment, levels, steps); see sparse_levels.c"},
+    {"gamma_series", fedge_gamma_series, METH_VARARGS, "gamma_series(a, x, total, epsilon); see sparse_levels.c"},
+    {"gamma_fraction", fedge_gamma_fraction, METH_VARARGS, "gamma_fraction(a, x, h, tiny, near); see sparse_levels.c"},
     {"nearest", fedge_nearest, METH_VARARGS, "nearest(x, start, n, s, centroids, index); see product.c"},
     {"kmeans", fedge_kmeans, METH_VARARGS, "kmeans(x, start, n, s, centroids, spares, iterations); see product.c"},
     {"pack_bits", fedge_pack_bits, METH_VARARGS, "pack_bits(codes, bits); see indices.c"},

@@ -4,7 +4,8 @@ families.py, gamma.py        the two laws of coordinates, and the functions they
 estimate.py                  which law given coordinates have
 design.py, newton.py         the best quantizer of a law; quantizer.py: what it costs and gives
 histogram.py, codebook.py    how many levels, and which, for the coordinates at hand
-encoder.py                   threshold, cells, amplitude, budget
+prices.py, ranking.py        what K coordinates cost, and which are the K largest
+encoder.py                   plans, drafts, cells, amplitude, budget
 subset.py, payload.py        the bytes
 """
 

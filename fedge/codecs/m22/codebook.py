@@ -17,56 +17,53 @@ from typing import Literal
 
 import numpy as np
 
-from fedge.codecs.base import Vector
 from fedge.codecs.m22.design import design_many
-from fedge.codecs.m22.estimate import Fit, fit
+from fedge.codecs.m22.estimate import Fit
 from fedge.codecs.m22.families import law
 from fedge.codecs.m22.histogram import Doubles, lloyd
 from fedge.codecs.m22.table import LARGEST_BITS, tabulated_many
 from fedge.errors import CodecError
 
 Family = Literal["auto", "gennorm", "weibull", "empirical"]
+Tail = tuple[Doubles, Doubles]
+"""Means and counts of the bins of what is kept, float64 ``[n]`` both, ascending."""
 
-SAMPLE, LEAST_SAMPLE = 1 << 14, 1 << 11
-"""Coordinates that all laws of an update are read off, and the least for each."""
 FITS = 1.02
 """A law's levels that lose more than this times what the data's own levels lose are not of the law: there are outliers,
 or two layers in one segment. Those of the data are taken then."""
 PRECISION = 1e-3
 """Newton's last relative step; levels are then right to about its square, and travel to 2^-8."""
-_FINE_SHIFT = 17  # bins of a 64th of an octave
-
-
-def laws(vectors: Sequence[Vector], family: Family) -> list[Fit] | None:
-    """Return the law of each vector, None where no law is asked."""
-    if family == "empirical":
-        return None
-    sample = max(LEAST_SAMPLE, SAMPLE // max(len(vectors), 1))
-    return [fit(x, family, sample=sample) for x in vectors]
 
 
 def codebooks(
-    found: Sequence[Fit] | None, kept: Sequence[Vector], taus: Sequence[float], levels: Sequence[int], magnitude: float
+    found: Sequence[Fit] | None, tails: Sequence[Tail], tau: float, levels: Sequence[int], magnitude: float
 ) -> list[Doubles]:
     """Return the levels of each vector, float64 ``[levels[k]]``, ascending.
 
-    ``kept``: magnitudes of its kept coordinates, float32; ``taus``: the least of them; ``found``: the laws.
+    ``tails``: how large what is kept of it is; ``tau``: the least of all that is kept; ``found``: the laws, None where
+    no law is asked.
     """
-    summed = [_summed(here) for here in kept]
     empirical = [
         lloyd(x, counts, count, magnitude) if x.size and x[-1] > 0 else np.full(count, tau)
-        for (x, counts), tau, count in zip(summed, taus, levels, strict=True)
+        for (x, counts), count in zip(tails, levels, strict=True)
     ]
     if found is None:
         return empirical
     try:
-        designed = _designed(found, taus, levels, magnitude)
+        designed = _designed(found, [tau] * len(tails), levels, magnitude)
     except CodecError:  # a law so wrong that what was kept hardly ever happens in it
         return empirical
     return [
         one if _distortion(x, counts, one, magnitude) <= FITS * _distortion(x, counts, other, magnitude) else other
-        for (x, counts), one, other in zip(summed, designed, empirical, strict=True)
+        for (x, counts), one, other in zip(tails, designed, empirical, strict=True)
     ]
+
+
+def one_level(tail: Tail, tau: float) -> Doubles:
+    """Return the mean of what is kept of a vector: a single level of which the amplitude says all else."""
+    x, counts = tail
+    total = float(counts.sum())
+    return np.array([float((x * counts).sum()) / total if total else tau])
 
 
 def _designed(found: Sequence[Fit], taus: Sequence[float], levels: Sequence[int], magnitude: float) -> list[Doubles]:
@@ -85,17 +82,6 @@ def _designed(found: Sequence[Fit], taus: Sequence[float], levels: Sequence[int]
     if not all(np.isfinite(one).all() and (np.diff(one) >= 0).all() for one in designed):
         raise CodecError("expected levels that are finite and ascend")
     return designed
-
-
-def _summed(magnitudes: Vector) -> tuple[Doubles, Doubles]:
-    """Return means and counts of ``magnitudes``, float32, in bins of a 64th of an octave, float64 both, ascending."""
-    if magnitudes.size == 0:
-        return np.empty(0), np.empty(0)
-    bins = magnitudes.view(np.uint32) >> np.uint32(_FINE_SHIFT)
-    inside = (bins - bins.min()).astype(np.int64)
-    counts, sums = np.bincount(inside), np.bincount(inside, magnitudes)
-    used = counts > 0
-    return sums[used] / counts[used], counts[used].astype(np.float64)
 
 
 def _distortion(x: Doubles, counts: Doubles, levels: Doubles, magnitude: float) -> float:

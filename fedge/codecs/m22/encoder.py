@@ -10,7 +10,7 @@
            guarded      a* = <x, x̂>/‖x̂‖²: the nearest point to x on the ray of x̂, so ‖x̂ - x‖² = (1 - cos²)·‖x‖²
            projection   S = ‖x‖²/<x, x̂>: <x, x̂> = ‖x‖² as with EDEN, so that means of many devices are not too short
 
-    6. K is corrected until the bytes fit: each round measures what a kept coordinate takes
+    6. K is corrected until the bytes fit: each draft says how far off the prices were (``prices.py``)
 
 Positions, signs and cells are exact integers; the levels come from logarithms and gamma functions of the machine, so
 two machines may choose levels that differ in the last bit. What a payload decodes to is the same everywhere.
@@ -19,36 +19,53 @@ two machines may choose levels that differ in the last bit. What a payload decod
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
-from dataclasses import dataclass
-from itertools import pairwise
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from functools import cache
 from typing import Literal
 
 import numpy as np
-import numpy.typing as npt
 
-from fedge import seeds
-from fedge.codecs.base import Part, Vector
+from fedge.codecs.base import Part, Vector, check_finite
 from fedge.codecs.block_codes import energies
 from fedge.codecs.m22 import payload, sparse
-from fedge.codecs.m22.codebook import Family, codebooks, laws
-from fedge.codecs.m22.estimate import Fit
-from fedge.codecs.m22.histogram import Histogram, Prediction, histogram, predict, predict_all, predict_one_level
-from fedge.codecs.m22.payload import MOST_LEVELS_BITS, Kept
-from fedge.codecs.m22.sparse import MAGNITUDE_MASK, Ints, Words
-from fedge.codecs.m22.subset import choose
+from fedge.codecs.m22.codebook import Family, codebooks, one_level
+from fedge.codecs.m22.estimate import Fit, fit_histogram
+from fedge.codecs.m22.histogram import (
+    Doubles,
+    Histogram,
+    Prediction,
+    histogram,
+    predict,
+    predict_all,
+    predict_one_level,
+    together,
+)
+from fedge.codecs.m22.payload import MOST_LEVELS_BITS, Coded, Nothing
+from fedge.codecs.m22.prices import MOST_PEELED_BITS, Reach, kept_bits
+from fedge.codecs.m22.ranking import Chosen, Ranking
+from fedge.codecs.m22.subset import choose_from
 
 Amplitude = Literal["guarded", "projection", "designed"]
+Draft = list[Coded | Nothing]
 
-ROUNDS = 5
-"""Corrections of K at most; each comes about ten times nearer to the budget."""
-BIN_BITS = 16
-"""Candidates are counted in at most 2^16 bins of magnitude, so that no sorting is needed to keep another number."""
-MOST_CUTS = 24
-WELL_USED = 0.98
-"""A draft that had to be cut to fit is good enough when it uses so much of the budget."""
+MOST_DRAFTS, PRICED_DRAFTS = 24, 6
+"""Most end with the first or second; where sizes are not as prices say, later ones halve what is left."""
 SLACK = 0.002
 """A budget counts as used when no more than this of it is left."""
+WELL_USED = 0.98
+"""The last priced draft is good enough when it uses so much of the budget."""
+SURELY = 1.5
+"""Standard errors of a size that the first draft stays below the budget: one that is too long is of no use."""
+NEAR, MOST_POINTS, FEWEST_POINTS = (0.6, 1.6), 65, 9
+"""Multiples of K between which it is priced, and at how many points."""
+DESIGNED_FOR = 0.9
+"""Levels that are peeled are designed for the largest of what is kept, so many of it: the lowest cell is then wider and
+takes fewer bits, and what more is kept for these is worth more."""
+WHOLE_FOR = (1.0, 0.95, 0.9, 0.8, 0.7)
+"""The same where all is kept: the first of these that fits."""
+MOVED, MOST_DESIGNS = 0.05, 3
+"""Levels are designed again where K has moved so much, up to so many times for one draft."""
 WORTH_ALL = 0.97
 """Zeros are kept only where that takes so much off the error."""
 SURPRISE, CLOSE, FEW, MOST_PLANS = 0.95, 1.05, 1 << 18, 4
@@ -70,234 +87,250 @@ class Settings:
     amplitude: Amplitude
 
 
-@dataclass(frozen=True, slots=True)
-class Candidates:
-    """Coordinates that may be kept, of all vectors one after the other: ``values``, float32 as uint32 ``[n]``.
-
-    Those of vector k begin at ``starts[k]``; ``positions`` int64 ``[n]`` count from its first. ``bins`` say how large
-    each is, uint16 ``[n]``, and ``below`` how many are in lower bins than each, int64 ``[bins + 1]``.
-    """
-
-    values: Words
-    positions: Ints
-    starts: Ints
-    bins: npt.NDArray[np.uint16]
-    below: Ints
-
-    @property
-    def count(self) -> int:
-        """How many there are."""
-        return self.values.size
-
-    def threshold(self, kept: int) -> int:
-        """Return the bits of the least magnitude among the ``kept`` largest; of none, those above all."""
-        if kept == 0:
-            return int(MAGNITUDE_MASK)
-        rank = self.count - kept  # from below
-        bin_of_it = int(np.searchsorted(self.below, rank, "right")) - 1
-        inside = np.sort(self.values[self.bins == np.uint16(bin_of_it)] & MAGNITUDE_MASK)
-        return int(inside[rank - int(self.below[bin_of_it])])
-
-
 def encode_together(parts: Sequence[Part], settings: Settings, most_bytes: int) -> list[bytes]:
-    """Return the payloads of ``parts``, finite vectors of at least 32 coordinates: at most ``most_bytes`` in all."""
+    """Return the payloads of ``parts``, vectors of at least 32 coordinates: at most ``most_bytes`` in all.
+
+    Raises:
+        CodecError: a coordinate is not finite.
+    """
     vectors = [part.vector for part in parts]
-    found = histogram(vectors)
-    budget = 8.0 * most_bytes
-    plans = _plans(found, budget, len(parts), settings.levels_bits)
-    if found.counts.size == 0 and not any(x.any() for x in vectors):
-        return [nothing(x.size, 0.0).to_bytes() for x in vectors]
+    each = [_histogram(x) for x in vectors]
+    found = together(each)
+    if found.counts.size == 0:
+        return [Nothing(0.0).to_bytes() for _ in vectors]
+    plans = _plans(found.coarse, 8.0 * most_bytes, len(parts), settings.levels_bits)
     sums = [float(energies(x, np.array([x.size]))[0][0]) for x in vectors]
-    found_laws = laws(vectors, settings.family)
-    best: list[Kept] = []
+    law = cache(lambda row: fit_histogram(each[row].medium.magnitudes, each[row].medium.counts, settings.family))
+    reach = Reach([one.bins for one in each], [one.counts for one in each])
+    drafts = _Drafts(each, found, reach, Ranking(vectors, found, parts[0].seed), sums, law, settings)
+    best: Draft = []
     lost = np.inf
-    for plan in plans[:MOST_PLANS]:
-        if best and plan.error >= (CLOSE if found.size <= FEW else SURPRISE) * lost:
+    for tried, plan in enumerate(plans):
+        surprise = CLOSE if found.size <= FEW else SURPRISE
+        if best and (tried >= MOST_PLANS or plan.error >= surprise * lost):
             break
-        candidates = gather(vectors, found, plan.kept)
-        draft = _Draft(vectors, sums, candidates, found_laws, settings, plan.levels_bits, parts[0].seed)
-        most = int(min(plan.most, candidates.count))
-        kept = draft.fit(min(max(round(plan.kept), 1), most), most, most_bytes)
-        error = sum(one.error * energy for one, energy in zip(kept, sums, strict=True)) / (sum(sums) or 1.0)
-        if error < lost:
-            best, lost = kept, error
-    return [kept.to_bytes() for kept in best]
+        draft = drafts.fit(plan, most_bytes)
+        if draft and drafts.error(draft) < lost:
+            best, lost = draft, drafts.error(draft)
+    return [one.to_bytes() for one in best or [Nothing(1.0 if energy else 0.0) for energy in sums]]
+
+
+def _histogram(x: Vector) -> Histogram:
+    found = histogram(x)
+    if found is None:
+        check_finite(x)
+    assert found is not None
+    return found
 
 
 def _plans(found: Histogram, budget: float, count: int, levels_bits: int | None) -> list[Prediction]:
-    """Return how much each R that may be used would keep, the best first; one if R was asked for."""
-    highest = min(MOST_LEVELS_BITS, int(budget / max(found.size, 1)) + 3) if levels_bits is None else levels_bits
-    rates = range(1, highest + 1)
-    budgets = {rate: budget - 8 * count * (payload.side_bytes(rate) + HEADS_BYTES) for rate in rates}
-    some = [predict_one_level(found, budgets[1]), *(predict(found, budgets[rate], rate) for rate in rates[1:])]
-    everything = [plan for rate in rates if (plan := predict_all(found, budgets[rate], rate))]
+    """Return what R that may be used would keep, the best first; one if R was asked for.
+
+    R by R from about the best one, as long as more of it, or less, loses less.
+    """
+    each = budget / max(found.size, 1)
+    highest = min(MOST_LEVELS_BITS, int(each) + 3) if levels_bits is None else levels_bits
+
+    def left(rate: int) -> float:
+        return budget - 8 * count * (payload.side_bytes(rate) + HEADS_BYTES)
+
+    @cache
+    def some(rate: int) -> Prediction:
+        return predict_one_level(found, left(rate)) if rate == 1 else predict(found, left(rate), rate)
+
     if levels_bits is not None:
-        affordable = next((plan for plan in reversed(some) if plan.kept >= 1), some[0])
-        some, everything = [affordable], [plan for plan in everything if plan.levels_bits == affordable.levels_bits]
-    ranked = sorted([*everything, *some], key=lambda plan: plan.error * (WORTH_ALL if plan in some else 1.0))
-    return list({plan.levels_bits: plan for plan in reversed(ranked)}.values())[::-1]
+        rate = next((rate for rate in range(highest, 0, -1) if some(rate).kept >= 1), 1)
+        plans, first, highest = [some(rate)], rate, rate
+    else:
+        start = min(max(int(each) + 1, 2), highest)
+        plans = [some(rate) for rate in _downhill(lambda rate: some(rate).error, start, highest)]
+        first = max(1, min(int(each), highest))
+    for rate in range(first, highest + 1):
+        whole = predict_all(found, left(rate), rate)
+        if whole is None:
+            break
+        plans = [plan for plan in plans if plan.kept < whole.kept or plan.levels_bits != rate]
+        plans.append(replace(whole, error=whole.error / WORTH_ALL))
+    return sorted(plans, key=lambda plan: plan.error)
 
 
-def gather(vectors: Sequence[Vector], found: Histogram, kept: float) -> Candidates:
-    """Return enough of the largest coordinates of ``vectors`` to keep about ``kept``; zeros only to keep all."""
-    enough = int(np.searchsorted(found.from_above, 1.15 * kept + 64))
-    threshold = found.floors[-1 - enough] if enough < found.floors.size else np.uint32(1)
-    threshold = np.uint32(0) if kept > found.size - 1 else threshold
-    found_in = [sparse.largest(x.view(np.uint32), int(threshold)) for x in vectors]
-    starts = np.concatenate(([0], np.cumsum([places.size for places, _ in found_in])))
-    positions, values = found_in[0] if len(found_in) == 1 else map(np.concatenate, zip(*found_in, strict=True))
-    return _sorted_into_bins(values, positions, starts)
-
-
-def _sorted_into_bins(values: Words, positions: Ints, starts: Ints) -> Candidates:
-    bins, counts = sparse.bins_of(values, BIN_BITS)
-    below = np.concatenate(([0], np.cumsum(counts)))
-    return Candidates(values, positions, starts, bins, below)
+def _downhill(error: Callable[[int], float], first: int, highest: int) -> list[int]:
+    """Return 1 to ``highest`` as far as they were tried from ``first`` on, the neighbours of the least error among
+    them."""
+    low = high = best = first
+    while True:
+        if best == low > 1:
+            low -= 1
+        elif best == high < highest:
+            high += 1
+        else:
+            return list(range(low, high + 1))
+        best = min(range(low, high + 1), key=error)
 
 
 @dataclass(frozen=True, slots=True)
-class _Draft:
-    """One way to code an update: R, and what of it does not depend on how much is kept."""
+class _Drafts:
+    """Ways to code an update, and what of them does not depend on R and K."""
 
-    vectors: Sequence[Vector]
+    each: Sequence[Histogram]
+    found: Histogram
+    reach: Reach
+    ranking: Ranking
     energies: list[float]
-    candidates: Candidates
-    laws: list[Fit] | None
+    law: Callable[[int], Fit]
     settings: Settings
-    levels_bits: int
-    seed: int
 
-    def fit(self, kept: int, most_kept: int, most_bytes: int) -> list[Kept]:
-        """Return what is kept if as much is kept as fits into ``most_bytes``, beginning with ``kept`` coordinates.
+    def fit(self, plan: Prediction, most_bytes: int) -> Draft:
+        """Return what is kept if as much is kept as fits into ``most_bytes``, beginning with what is planned.
 
-        At most ``most_kept`` are.
-
-        Each draft says how far K is off, by what a kept coordinate takes: first on average, then between the last two.
-        Levels are those of the first draft, and cells are not found anew: a few coordinates more or less do not move
-        levels, and are all of the lowest cell.
+        Each draft says by what factor the prices are off, and the next one keeps what these prices allow. Empty where
+        nothing fits, or not all where all was planned.
         """
-        chosen = self.choose(kept)
-        levels = self.codebooks(kept, chosen)
-        found = self.quantized(chosen, levels)
-        size = float(total_bytes(found))
-        heads = sum(map(payload.side_bytes, (mine.size.bit_length() for mine in levels)))
-        cells = [one.coded_cells for one in found]
-        each = max(size - heads, 1.0) / kept
-        least, most = 0, most_kept + 1
-        for _ in range(ROUNDS):
-            if size <= most_bytes:
-                least = kept
-                if most_bytes - size <= max(SLACK * most_bytes, 2 * each):
-                    break
-            else:
+        if plan.kept >= self.found.size:
+            return self.whole(plan, most_bytes)
+        most_kept = max(1, int(min(plan.most, float(self.found.from_above[-1]))))
+        kept = min(max(round(plan.kept), 1), most_kept)
+        levels = self.codebooks(self.aim(kept, plan.levels_bits), plan.levels_bits)
+        if self.settings.magnitude == 0.0:
+            kept, levels = self.priced(kept, levels, plan.levels_bits, most_kept, most_bytes)
+        side, sure = _side(levels), _uncertain(kept, self.found.size)
+        least, most, best, lost = 0, most_kept + 1, Draft(), np.inf
+        for tried in range(MOST_DRAFTS):
+            chosen, kept = self.ranking.choose(kept)
+            draft = self.quantized(chosen, levels)
+            size, error = _size(draft), self.error(draft)
+            if size > most_bytes:
                 most = kept
+            elif kept <= least or error >= lost:
+                break  # what more of them would lose is no less
+            else:
+                least, best, lost = kept, draft, error
+                if most_bytes - size <= max(SLACK * most_bytes, 2.0 * size / kept, sure / 2):
+                    break
+                if tried + 1 >= PRICED_DRAFTS and size >= WELL_USED * most_bytes:
+                    break
             if most - least <= 1:
                 break
-            before = kept, size
-            # A little below what would use up all: a draft that is too long is of no use.
-            kept = kept + int((most_bytes - SLACK / 4 * most_bytes - size) / each)
-            kept = min(max(kept, least + 1), most - 1)
-            chosen, found = self.choose(kept), []
-            size = heads + self.places_bytes(chosen)
-            size += sum(mine.size_at(places.size) for mine, (places, _) in zip(cells, chosen, strict=True))
-            slope = (size - before[1]) / (kept - before[0]) if kept != before[0] else 0.0
-            each = slope if slope > 0 else max(size - heads, 1.0) / kept
-        found = found or self.quantized(chosen, levels)
-        return self._cut_to_fit(kept, kept + 1, found, levels, each, most_bytes)
-
-    def _cut_to_fit(
-        self,
-        kept: int,
-        most_kept: int,
-        found: list[Kept],
-        levels: Sequence[payload.Levels],
-        each: float,
-        most_bytes: int,
-    ) -> list[Kept]:
-        """Return ``found``, of ``kept`` coordinates, or with as few less as make it fit."""
-        size, least, best = total_bytes(found), 0, list[Kept]()
-        for tried in range(MOST_CUTS):
-            if size <= most_bytes:
-                least, best = kept, found
-                if size >= WELL_USED * most_bytes or most_kept - least <= 1:
-                    return best
+            if tried + 1 < PRICED_DRAFTS:
+                grid, prices = self.prices(kept, most_kept, levels)
+                off = max(size - side, 1.0) / max(float(np.interp(kept, grid, prices)), 1.0)
+                kept = _affordable((most_bytes - sure / 4 - side) / off, kept, grid, prices)
             else:
-                most_kept = kept
-            if best or tried >= MOST_CUTS // 2:
-                kept_next = (least + most_kept) // 2
-            else:  # a little more than is too much, since a draft that is too long is of no use
-                kept_next = kept - math.ceil((size - (1.0 - SLACK / 4) * most_bytes) / each)
-            before = kept, size
-            kept = min(max(kept_next, least + 1), most_kept - 1)
-            if kept in (least, before[0]):
+                kept = (least + most) // 2
+            kept = min(max(kept, least + 1), most - 1)
+        return best
+
+    def aim(self, kept: int, levels_bits: int) -> int:
+        """Return for how many of what is kept its levels are designed."""
+        peeled = 1 < levels_bits <= MOST_PEELED_BITS and self.settings.magnitude == 0.0
+        return max(1, round(DESIGNED_FOR * kept)) if peeled else kept
+
+    def whole(self, plan: Prediction, most_bytes: int) -> Draft:
+        """Return all coordinates, by levels that are designed for so many of the largest that this fits; or nothing."""
+        size = self.found.size
+        for share in WHOLE_FOR:
+            levels = self.codebooks(round(share * size), plan.levels_bits)
+            _, prices = self.prices(size, size, levels)
+            if prices[-1] + _side(levels) <= most_bytes:
+                draft = self.quantized(self.ranking.choose(size)[0], levels)
+                return draft if _size(draft) <= most_bytes else []
+        return []
+
+    def error(self, draft: Draft) -> float:
+        """Return the squared error of a draft over the energy of the update."""
+        lost = sum(one.error * energy for one, energy in zip(draft, self.energies, strict=True))
+        return lost / (sum(self.energies) or 1.0)
+
+    def priced(
+        self, kept: int, levels: list[Doubles], levels_bits: int, most_kept: int, most_bytes: int
+    ) -> tuple[int, list[Doubles]]:
+        """Return how many coordinates should fit into ``most_bytes``, and levels for about so many."""
+        designed = kept
+        for _ in range(MOST_DESIGNS):
+            asked = most_bytes - _uncertain(kept, self.found.size) - _side(levels)
+            kept = min(max(_affordable(asked, kept, *self.prices(kept, most_kept, levels)), 1), most_kept)
+            if abs(kept - designed) <= MOVED * designed:
                 break
-            found = self.quantized(self.choose(kept), levels)
-            size = total_bytes(found)
-            slope = (before[1] - size) / (before[0] - kept)
-            each = slope if slope > 0 else each
-        return best or self.quantized(self.choose(0), levels)
+            designed, levels = kept, self.codebooks(self.aim(kept, levels_bits), levels_bits)
+        return kept, levels
 
-    def codebooks(self, kept: int, chosen: Sequence[tuple[Ints, Vector]]) -> list[payload.Levels]:
-        """Return the levels of each vector if ``kept`` coordinates are kept in all: fewer where few are."""
-        here = [np.abs(values) for _, values in chosen]
-        least = float(np.uint32(self.candidates.threshold(kept)).view(np.float32))
-        taus = [float(one.min()) if one.size else least for one in here]
-        bits = [max(1, (one.size // LEAST_PER_LEVEL).bit_length()) for one in here]
-        counts = [1 << (min(self.levels_bits, affordable) - 1) for affordable in bits]
-        return codebooks(self.laws, here, taus, counts, self.settings.magnitude)
+    def prices(self, kept: int, most_kept: int, levels: Sequence[Doubles]) -> tuple[Doubles, Doubles]:
+        """Return numbers of coordinates about ``kept``, and the bytes of their positions, signs and cells."""
+        points = min(max(MOST_POINTS // len(self.each), FEWEST_POINTS), MOST_POINTS)
+        grid = np.unique(np.clip(kept * np.geomspace(*NEAR, points), 1.0, most_kept))
+        sizes = np.array([[float(one.size)] for one in self.each])
+        here = np.where(grid > self.found.from_above[-1], sizes, self.reach.of_all(self.found.bits_at(grid)))
+        bits = np.zeros(grid.size)
+        counts = np.array([mine.size for mine in levels])
+        for count in np.unique(counts):
+            rows = np.flatnonzero(counts == count)
+            mine = np.stack([levels[row] for row in rows.tolist()])
+            edges = ((mine[:, 1:] + mine[:, :-1]) / 2).astype(np.float32).view(np.uint32).astype(np.float64)
+            bits += kept_bits(sizes[rows], here[rows], self.reach.of_each(rows, edges)).sum(axis=0)
+        return grid, bits / 8
 
-    def quantized(self, chosen: Sequence[tuple[Ints, Vector]], levels: Sequence[payload.Levels]) -> list[Kept]:
+    def codebooks(self, kept: int, levels_bits: int) -> list[Doubles]:
+        """Return the levels of each vector for the ``kept`` largest coordinates of all: fewer where few are."""
+        bits = self.found.bits_at(np.array([float(kept)]))
+        if kept > self.found.from_above[-1]:
+            here = [float(one.size) for one in self.each]
+        elif len(self.each) == 1:
+            here = [float(kept)]
+        else:
+            here = self.reach.of_all(bits)[:, 0].tolist()
+        affordable = [max(1, (int(some) // LEAST_PER_LEVEL).bit_length()) for some in here]
+        counts = [1 << (min(levels_bits, most) - 1) for most in affordable]
+        tails = [one.medium.tail(some) for one, some in zip(self.each, here, strict=True)]
+        tau = float(bits.astype(np.uint32).view(np.float32)[0])
+        levels = [one_level(tail, tau) for tail in tails]
+        rows = [row for row, count in enumerate(counts) if count > 1 or self.settings.amplitude == "designed"]
+        if rows:
+            laws = [self.law(row) for row in rows] if self.settings.family != "empirical" else None
+            some, many = [tails[row] for row in rows], [counts[row] for row in rows]
+            for row, mine in zip(rows, codebooks(laws, some, tau, many, self.settings.magnitude), strict=True):
+                levels[row] = mine
+        return levels
+
+    def quantized(self, chosen: Sequence[Chosen], levels: Sequence[Doubles]) -> Draft:
         """Return what is kept of each vector, by its levels."""
-        each = zip(self.vectors, self.energies, levels, chosen, strict=True)
-        return [quantize(x.size, *here, mine, energy, self.settings.amplitude) for x, energy, mine, here in each]
-
-    def places_bytes(self, chosen: Sequence[tuple[Ints, Vector]]) -> int:
-        """Return what positions and signs take."""
-        both = zip(self.vectors, chosen, strict=True)
-        return sum(choose(places, x.size).size_bytes + (places.size + 7) // 8 for x, (places, _) in both)
-
-    def choose(self, kept: int) -> list[tuple[Ints, Vector]]:
-        """Return positions, int64 ``[K]``, ascending, and values, float32, of what is kept of each vector."""
-        candidates = self.candidates
-        threshold, bounds = candidates.threshold(kept), pairwise(candidates.starts.tolist())
-        found = [
-            sparse.largest(candidates.values[start:stop], threshold, candidates.positions[start:stop])
-            for start, stop in bounds
-        ]
-        too_many = sum(places.size for places, _ in found) - kept
-        if too_many > 0:
-            found = self._without_ties(found, np.uint32(threshold), too_many)
-        return [(places, values.view(np.float32)) for places, values in found]
-
-    def _without_ties(
-        self, found: Sequence[tuple[Ints, Words]], threshold: np.uint32, too_many: int
-    ) -> list[tuple[Ints, Words]]:
-        """Return ``found`` without so many of those that are exactly at the threshold, drawn by the seed."""
-        at_it = [(values & MAGNITUDE_MASK) == threshold for _, values in found]
-        ties = np.flatnonzero(np.concatenate(at_it))
-        keep = np.ones(sum(here.size for here in at_it), np.bool_)
-        keep[ties[_scattered(seeds.derive(self.seed, "ties"), ties.size, too_many)]] = False
-        kept = np.split(keep, np.cumsum([here.size for here in at_it])[:-1])
-        return [(places[here], values[here]) for (places, values), here in zip(found, kept, strict=True)]
+        each = zip(self.each, chosen, levels, self.energies, strict=True)
+        return [quantize(one.size, here, mine, energy, self.settings.amplitude) for one, here, mine, energy in each]
 
 
-def _scattered(seed: int, size: int, count: int) -> Ints:
-    """Return ``count`` of 0 .. ``size`` - 1, evenly scattered from a place that ``seed`` draws.
+def _affordable(asked: float, near: int, grid: Doubles, prices: Doubles) -> int:
+    """Return how many coordinates, ``near`` some number, cost what is asked: to list nearly all costs little again."""
+    dear, at = prices > asked, min(int(np.searchsorted(grid, near)), grid.size - 1)
+    if dear[at]:
+        cheap = np.flatnonzero(~dear[:at])
+        if cheap.size == 0:
+            return int(grid[0] * max(asked, 0.0) / prices[0])
+        last = int(cheap[-1])
+    elif dear[at:].any():
+        last = at + int(np.argmax(dear[at:])) - 1
+    else:
+        return int(grid[-1])
+    share = (asked - prices[last]) / (prices[last + 1] - prices[last])
+    return int(grid[last] + share * (grid[last + 1] - grid[last]))
 
-    Steps of about the golden section: to shuffle millions of ties would take longer than all else.
-    """
-    step = next(step for step in range(max(1, round(0.618 * size)), 0, -1) if math.gcd(step, size) == 1)
-    first = int(seeds.words(seed, 1)[0] % np.uint64(size))
-    scattered: Ints = (first + step * np.arange(count, dtype=np.int64)) % size
-    return scattered
+
+def _size(draft: Draft) -> int:
+    return sum(one.size_bytes for one in draft)
 
 
-def quantize(
-    size: int, positions: Ints, values: Vector, levels: payload.Levels, energy: float, amplitude: Amplitude
-) -> Kept:
-    """Return what is kept of a vector of Σx² = ``energy``: ``values`` at ``positions``, by ascending ``levels``."""
-    if positions.size == 0 or energy == 0.0:
-        return nothing(size, 1.0 if energy else 0.0)
+def _side(levels: Sequence[Doubles]) -> int:
+    return sum(payload.side_bytes(mine.size.bit_length()) for mine in levels)
+
+
+def _uncertain(kept: int, size: int) -> float:
+    """Return the bytes by which a draft may be longer than what was expected of ``kept`` random positions."""
+    return SURELY * math.sqrt(max(min(kept, size - kept), 1)) / 8
+
+
+def quantize(size: int, chosen: Chosen, levels: Doubles, energy: float, amplitude: Amplitude) -> Coded | Nothing:
+    """Return what is kept of a vector of Σx² = ``energy``: what was ``chosen``, by ascending ``levels``."""
+    bitmap, values = chosen
+    if values.size == 0 or energy == 0.0:
+        return Nothing(1.0 if energy else 0.0)
     cells, counts, sums = sparse.cells_of(values, (levels[1:] + levels[:-1]) / 2)
     unit = float(levels[-1]) or 1.0
     product, square = float(sums @ levels / unit), float(counts @ (levels / unit) ** 2) * unit
@@ -306,16 +339,7 @@ def quantize(
         factor = product / square if amplitude == "guarded" else energy / unit / product
     codes = payload.pack_levels(levels * factor)
     sent = payload.unpack_levels(codes)
-    error = 1.0 - (2.0 * float(sums @ sent) - float(counts @ sent**2)) / energy
-    return Kept(size, levels.size.bit_length(), codes, positions, values < 0, cells, max(error, 0.0))
-
-
-def nothing(size: int, error: float) -> Kept:
-    """Return a vector of which nothing is kept."""
-    none = np.empty(0, np.int64)
-    return Kept(size, 0, none.astype(np.uint16), none, none.astype(np.bool_), none.astype(np.uint8), error)
-
-
-def total_bytes(found: Sequence[Kept]) -> int:
-    """Return the length of all payloads."""
-    return sum(one.size_bytes for one in found)
+    error = max(1.0 - (2.0 * float(sums @ sent) - float(counts @ sent**2)) / energy, 0.0)
+    levels_bits = levels.size.bit_length()
+    positions = choose_from(bitmap, values.size, size)
+    return Coded(levels_bits, codes, positions, values < 0, payload.code_cells(cells, levels_bits), error)

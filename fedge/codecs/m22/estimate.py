@@ -23,6 +23,7 @@ import functools
 import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any
 
 import numpy as np
@@ -56,34 +57,48 @@ class Fit:
     count: int
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True)
 class _Logs:
     """l = ln|x| - top, top = ln max|x|, float32: a seventh digit is far below what any sample tells.
 
-    Sums, not ``@``: BLAS wakes its threads for a product of vectors, and on a busy device they cost milliseconds.
+    ``counts``, float64, says how many numbers each entry stands for; None is one each. Sums, not ``@``: BLAS wakes its
+    threads for a product of vectors, and on a busy device they cost milliseconds.
     """
 
     l: npt.NDArray[np.float32]  # noqa: E741
     top: float
+    counts: Doubles | None = None
 
+    @cached_property
+    def count(self) -> float:
+        """How many numbers there are."""
+        return float(self.l.size) if self.counts is None else float(self.counts.sum())
+
+    def sum(self, values: npt.NDArray[np.float32]) -> float:
+        """Σ values over all numbers, one value for each entry."""
+        return float((values if self.counts is None else self.counts * values).sum(dtype=np.float64))
+
+    @cached_property
     def mean(self) -> float:
         """Mean l."""
-        return _sum(self.l) / self.l.size
+        return self.sum(self.l) / self.count
 
     def power_mean(self, p: float) -> float:
         """ln mean|x|^p less p·top."""
-        return math.log(_sum(np.exp(np.float32(p) * self.l)) / self.l.size)
+        return math.log(self.sum(np.exp(np.float32(p) * self.l)) / self.count)
+
+    @cached_property
+    def log_ratio(self) -> float:
+        """ln(m₂/m₁²)."""
+        return self.power_mean(2.0) - 2 * self.power_mean(1.0)
 
     def tilted(self, p: float) -> tuple[float, float, float]:
         """ln mean|x|^p less p·top, and mean and variance of l under weights |x|^p."""
         weights = np.exp(np.float32(p) * self.l)
-        total = _sum(weights)
-        mean = _sum(weights * self.l) / total
-        return math.log(total / self.l.size), mean, _sum(weights * np.square(self.l - np.float32(mean))) / total
-
-
-def _sum(values: npt.NDArray[np.float32]) -> float:
-    return float(values.sum(dtype=np.float64))
+        total = self.sum(weights)
+        mean = self.sum(weights * self.l) / total
+        variance = self.sum(weights * np.square(self.l - np.float32(mean))) / total
+        return math.log(total / self.count), mean, variance
 
 
 def _logs(x: npt.NDArray[np.floating[Any]], sample: int | None) -> _Logs:
@@ -125,13 +140,12 @@ def _ratio_table(family: str) -> tuple[Doubles, Doubles]:
 
 def _by_moments(family: str, logs: _Logs) -> float:
     log_ratio, log_shape = _ratio_table(family)
-    log_of_ratio = logs.power_mean(2.0) - 2 * logs.power_mean(1.0)
-    return math.exp(float(np.interp(log_of_ratio, log_ratio, log_shape)))
+    return math.exp(float(np.interp(logs.log_ratio, log_ratio, log_shape)))
 
 
 def _by_logs(logs: _Logs) -> float:
     low, high = SHAPES["weibull"]
-    deviation = math.sqrt(_sum(np.square(logs.l - np.float32(logs.mean()))) / logs.l.size)
+    deviation = math.sqrt(logs.sum(np.square(logs.l - np.float32(logs.mean))) / logs.count)
     return min(max(math.pi / math.sqrt(6) / deviation, low), high) if deviation > 0 else high
 
 
@@ -143,13 +157,13 @@ def _fit_gennorm(logs: _Logs, shape: float) -> Fit:
 
 def _fit_weibull(logs: _Logs, shape: float) -> Fit:
     log_scale = logs.power_mean(shape) / shape + logs.top
-    mean = logs.mean() + logs.top
+    mean = logs.mean + logs.top
     each = math.log(shape / 2) - shape * log_scale + (shape - 1) * mean - 1
     return _fit("weibull", logs, shape, log_scale, each)
 
 
 def _fit(family: str, logs: _Logs, shape: float, log_scale: float, each: float) -> Fit:
-    return Fit(family, shape, math.exp(min(max(log_scale, -744.0), 709.0)), each * logs.l.size, logs.l.size)
+    return Fit(family, shape, math.exp(min(max(log_scale, -744.0), 709.0)), each * logs.count, round(logs.count))
 
 
 def _slope_gennorm(logs: _Logs, shape: float) -> tuple[float, float]:
@@ -164,7 +178,7 @@ def _slope_gennorm(logs: _Logs, shape: float) -> tuple[float, float]:
 def _slope_weibull(logs: _Logs, shape: float) -> tuple[float, float]:
     """As :func:`_slope_gennorm`."""
     _, mean, variance = logs.tilted(shape)
-    return 1 / shape + logs.mean() - mean, -variance - 1 / shape**2
+    return 1 / shape + logs.mean - mean, -variance - 1 / shape**2
 
 
 def _likeliest(family: str, logs: _Logs, shape: float) -> float:
@@ -196,6 +210,19 @@ def _weibull(logs: _Logs, likeliest: bool) -> Fit:
 _FITS: Mapping[str, Callable[[_Logs, bool], Fit]] = {"gennorm": _gennorm, "weibull": _weibull}
 
 
+def fit_histogram(magnitudes: Doubles, counts: Doubles, family: str = "auto") -> Fit:
+    """Return what :func:`fit` does for ``counts`` numbers of such ``magnitudes``, float64 ``[n]`` both, above zero."""
+    fits = _asked(family)
+    mean = float(magnitudes @ counts) / (float(counts.sum()) or 1.0)
+    used = magnitudes > _NOTHING * mean
+    if not used.any():
+        return _none(family)
+    l = np.log(magnitudes[used])  # noqa: E741
+    top = float(l.max())
+    logs = _Logs((l - top).astype(np.float32), top, counts[used])
+    return max((one(logs, False) for one in fits), key=lambda found: found.log_likelihood)
+
+
 def fit(
     x: npt.NDArray[np.floating[Any]], family: str = "auto", *, likeliest: bool = False, sample: int | None = SAMPLE
 ) -> Fit:
@@ -216,8 +243,16 @@ def fit(
         UnknownName: if no family has this name.
         CodecError: if ``x`` has an infinity or a NaN.
     """
-    fits = list(_FITS.values()) if family == "auto" else [find("family", family, _FITS)]
+    fits = _asked(family)
     logs = _logs(x, sample)
     if not logs.l.size:
-        return Fit("gennorm" if family == "auto" else family, 1.0, 0.0, 0.0, 0)
+        return _none(family)
     return max((one(logs, likeliest) for one in fits), key=lambda found: found.log_likelihood)
+
+
+def _asked(family: str) -> list[Callable[[_Logs, bool], Fit]]:
+    return list(_FITS.values()) if family == "auto" else [find("family", family, _FITS)]
+
+
+def _none(family: str) -> Fit:
+    return Fit("gennorm" if family == "auto" else family, 1.0, 0.0, 0.0, 0)

@@ -18,6 +18,8 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from fedge.codecs.native import kernels
+
 Doubles = npt.NDArray[np.float64]
 _EPSILON = 2.0**-54
 _TINY = 1e-300
@@ -70,6 +72,10 @@ def density(a: Doubles, x: Doubles) -> Doubles:
 
 def _series(a: Doubles, x: Doubles) -> Doubles:
     """Return P/D = Σ_n x^n/(a (a + 1) ... (a + n))."""
+    if kernels is not None:
+        found = np.empty_like(x)
+        kernels.gamma_series(a, x, found, _EPSILON)
+        return found
     term = 1 / a
     total = term.copy()
     n = a.copy()
@@ -82,6 +88,10 @@ def _series(a: Doubles, x: Doubles) -> Doubles:
 
 def _fraction(a: Doubles, x: Doubles) -> Doubles:
     """Return Q/D by Lentz's evaluation of 1/(x + 1 - a - 1 (1 - a)/(x + 3 - a - 2 (2 - a)/(...)))."""
+    if kernels is not None:
+        found = np.empty_like(x)
+        kernels.gamma_fraction(a, x, found, _TINY, 8 * _EPSILON)
+        return found
     b = x + 1 - a
     c = np.full_like(x, 1 / _TINY)
     d = 1 / b

@@ -1,13 +1,14 @@
-"""How large the coordinates of an update are, in bins of a sixteenth of an octave, and what follows from that.
+"""How large the coordinates of an update are, in bins of a 256th of an octave, and what follows from that.
 
-Two things are decided on the histogram, before any coordinate is touched: how many levels are best for a budget
-(``predict``), and an M-weighted Lloyd quantizer of a law that no family fits (``lloyd``). M. Liu, R. Rini, S.
+All that depends on how magnitudes are distributed is decided here, before any coordinate is touched a second time: how
+many levels are best for a budget (``predict``), the law (``estimate.py``), an M-weighted Lloyd quantizer of what no
+family fits (``lloyd``), and how many bytes a number of kept coordinates takes (``prices.py``). M. Liu, R. Rini, S.
 Salehkalaibar, J. Chen, M22 (https://arxiv.org/abs/2301.09269): the distortion |g|^M (g - ĝ)², whose encoder is the
 nearest level and whose level j is the mean over its cell weighted by |g|^M.
 
 For a budget of b bits a coordinate and R bits of levels, the share q of coordinates that can be kept is the root of
 
-    q·(R - 1 + 1) + pos(q) = b,    pos: ``subset.expected_bits``; R - 1 is replaced by the entropy of the cells
+    q·(1 + cells) + pos(q) = b,    pos: ``subset.expected_bits``, cells: ``prices.cell_bits``
 
 and what is lost is the energy below the threshold plus the quantizer's error above it.
 """
@@ -22,28 +23,28 @@ import numpy as np
 import numpy.typing as npt
 
 from fedge.codecs.base import Vector
-from fedge.codecs.m22.sparse import MAGNITUDE_MASK, lloyd_steps
+from fedge.codecs.m22.prices import cell_bits
+from fedge.codecs.m22.sparse import BIN_SHIFT, BINS, Ints, lloyd_steps, measure
 from fedge.codecs.m22.subset import expected_bits
 
 Doubles = npt.NDArray[np.float64]
 
-BINS_SHIFT = 19  # of a float32's 31 bits of magnitude: 8 of exponent and 4 of mantissa are left
-BINS = 1 << (31 - BINS_SHIFT)
-WITHIN = 1 / (12 * 16**2)  # variance inside a bin, over the square of its magnitude
-SAMPLE = 1 << 16
+COARSE, MEDIUM = 4, 2  # bits of a bin that predictions and levels do without: a 16th and a 64th of an octave are left
+WITHIN = 1 / (12 * 16**2)  # variance inside a coarse bin, over the square of its magnitude
 LLOYD_STEPS, ROUGH_STEPS = 12, 5
+_NOT_FINITE = 255 << 8
 
 
 @dataclass(frozen=True)
 class Histogram:
-    """``counts`` of coordinates of about such ``magnitudes``, float64 ``[n]`` both, ascending, above zero.
+    """``counts`` of coordinates, float64 ``[n]``, that share the ``bins``, int64 ``[n]``, ascending, and their means.
 
-    ``floors``: the bits of the least magnitude of each bin, uint32 ``[n]``. ``size`` counts the zeros too.
+    Zeros are in no bin, and ``size`` counts them too.
     """
 
-    magnitudes: Doubles
+    bins: Ints
     counts: Doubles
-    floors: npt.NDArray[np.uint32]
+    magnitudes: Doubles
     size: int
 
     @cached_property
@@ -62,6 +63,37 @@ class Histogram:
         bits: Doubles = self.size * expected_bits(self.from_above / self.size)
         return bits
 
+    @cached_property
+    def coarse(self) -> Histogram:
+        """The same in bins of a sixteenth of an octave."""
+        return _grouped(self, COARSE)
+
+    @cached_property
+    def medium(self) -> Histogram:
+        """The same in bins of a 64th of an octave, which say the density of coordinates more smoothly."""
+        return _grouped(self, MEDIUM)
+
+    def bits_at(self, kept: Doubles) -> Doubles:
+        """Return the bits of magnitude that about ``kept`` coordinates reach: the inverse of ``prices.Reach``."""
+        last = self.counts.size - 1
+        bins = np.minimum(np.searchsorted(self.from_above, kept), last)
+        inside = self.counts[last - bins]
+        beyond = np.clip((self.from_above[bins] - kept) / inside, 0.0, 1.0)
+        bits: Doubles = (self.bins[last - bins] + beyond) * (1 << BIN_SHIFT)
+        return bits
+
+    def tail(self, kept: float) -> tuple[Doubles, Doubles]:
+        """Return means and counts of the bins of the ``kept`` largest coordinates, the last of which may be split."""
+        if self.counts.size == 0:
+            return self.magnitudes, self.counts
+        zeros = kept - float(self.from_above[-1])
+        if zeros >= 0.5:
+            return np.concatenate(([0.0], self.magnitudes)), np.concatenate(([zeros], self.counts))
+        bins = int(np.searchsorted(self.from_above, kept)) + 1
+        x, counts = self.magnitudes[-bins:], self.counts[-bins:].copy()
+        counts[0] = max(counts[0] - max(float(self.from_above[min(bins, counts.size) - 1]) - kept, 0.0), 0.0)
+        return (x[1:], counts[1:]) if counts[0] == 0.0 and counts.size > 1 else (x, counts)
+
 
 @dataclass(frozen=True, slots=True)
 class Prediction:
@@ -75,17 +107,41 @@ class Prediction:
     """Keeping more than this loses more, though there may be bytes for it."""
 
 
-def histogram(vectors: Sequence[Vector]) -> Histogram:
-    """Return the histogram of all of ``vectors``, from about 65,536 of their coordinates, evenly spread."""
-    size = sum(x.size for x in vectors)
-    stride = max(1, size // SAMPLE)
-    sample = np.concatenate([np.empty(0, np.float32), *(x[::stride] for x in vectors)])
-    bits = sample.view(np.uint32) & MAGNITUDE_MASK
-    counts = np.bincount(bits[bits > 0] >> np.uint32(BINS_SHIFT), minlength=BINS).astype(np.float64)
+def histogram(x: Vector) -> Histogram | None:
+    """Return the histogram of ``x``, float32 ``[d]``; None if a coordinate is not finite."""
+    bins, counts, lows = measure(x.view(np.uint32))
+    if bins.size and int(bins[-1]) >= _NOT_FINITE:
+        return None
+    if bins.size and bins[0] == 0:  # zeros are here, and the least of what float32 can say
+        counts[0] -= x.size - int(np.count_nonzero(x))
+    used = counts > 0
+    bins, many = bins[used], counts[used].astype(np.float64)
+    exponent = bins >> (23 - BIN_SHIFT)
+    floors = (bins << BIN_SHIFT).astype(np.uint32).view(np.float32).astype(np.float64)
+    units = np.ldexp(1.0, (np.maximum(exponent, 1) - 150).astype(np.int32))  # what the lowest bit is worth
+    return Histogram(bins, many, floors + lows[used] / many * units, x.size)
+
+
+def together(found: Sequence[Histogram]) -> Histogram:
+    """Return the histogram of several vectors as one."""
+    if len(found) == 1:
+        return found[0]
+    counts, sums = np.zeros(BINS), np.zeros(BINS)
+    for one in found:
+        counts[one.bins] += one.counts
+        sums[one.bins] += one.counts * one.magnitudes
     used = np.flatnonzero(counts)
-    floors = used.astype(np.uint32) << np.uint32(BINS_SHIFT)
-    middles = (floors + np.uint32(1 << (BINS_SHIFT - 1))).view(np.float32).astype(np.float64)
-    return Histogram(middles, counts[used] * (size / max(sample.size, 1)), np.maximum(floors, np.uint32(1)), size)
+    return Histogram(used, counts[used], sums[used] / counts[used], sum(one.size for one in found))
+
+
+def _grouped(found: Histogram, bits: int) -> Histogram:
+    if found.counts.size == 0:
+        return found
+    bins = found.bins >> bits
+    first = np.flatnonzero(np.diff(bins, prepend=-1))
+    counts = np.add.reduceat(found.counts, first)
+    means = np.add.reduceat(found.counts * found.magnitudes, first) / counts
+    return Histogram(bins[first], counts, means, found.size)
 
 
 def lloyd(magnitudes: Doubles, counts: Doubles, levels: int, magnitude: float, steps: int = LLOYD_STEPS) -> Doubles:
@@ -95,15 +151,28 @@ def lloyd(magnitudes: Doubles, counts: Doubles, levels: int, magnitude: float, s
     """
     unit = magnitudes[-1]
     x = magnitudes / unit
-    weight = counts * x**magnitude
-    width = np.maximum(np.gradient(x), 1e-300) if x.size > 1 else np.ones(1)
+    weight = counts * x**magnitude if magnitude else counts
+    width = np.ones(x.size)
+    if x.size > 1:
+        width[1:-1] = (x[2:] - x[:-2]) / 2
+        width[0], width[-1] = x[1] - x[0], x[-1] - x[-2]
+        np.maximum(width, 1e-300, out=width)
     density = np.cbrt(weight / width) * width
     share = np.cumsum(density)
     wanted = (np.arange(levels) + 0.5) / levels * share[-1]
     found = x[np.minimum(np.searchsorted(share, wanted), x.size - 1)]
-    mass, moment = (np.concatenate(([0.0], np.cumsum(part))) for part in (weight, weight * x))
+    mass, moment = np.zeros(x.size + 1), np.zeros(x.size + 1)
+    np.cumsum(weight, out=mass[1:])
+    np.cumsum(weight * x, out=moment[1:])
     best: Doubles = lloyd_steps(x, mass, moment, found, steps) * unit
     return best
+
+
+def _cells(x: Doubles, counts: Doubles, levels_bits: int) -> tuple[Doubles, Doubles, Doubles]:
+    """Return levels for bins, the level of each bin, and how many coordinates each level has."""
+    levels = lloyd(x, counts, 1 << (levels_bits - 1), 0.0, ROUGH_STEPS)
+    cells = np.searchsorted((levels[1:] + levels[:-1]) / 2, x)
+    return levels, levels[cells], np.bincount(cells, counts, levels.size).astype(np.float64)
 
 
 def predict(found: Histogram, budget_bits: float, levels_bits: int) -> Prediction:
@@ -112,20 +181,19 @@ def predict(found: Histogram, budget_bits: float, levels_bits: int) -> Predictio
         return Prediction(levels_bits, 0.0, 1.0)
     kept_from_above = found.from_above
     each = float(levels_bits)
-    for _ in range(2 if levels_bits > 1 else 1):
+    for _ in range(3 if levels_bits > 1 else 1):
         cost = found.position_bits + each * kept_from_above
         # Listing nearly all costs little again, so the cost may rise above the budget and fall below it.
         fits = np.flatnonzero(cost <= budget_bits)
         bins = int(fits[-1]) + 1 if fits.size else 0
         kept = float(kept_from_above[bins - 1]) if bins else 0.0
-        share = min(1.0, budget_bits / float(cost[bins])) if bins < cost.size else 0.0
-        kept += share * float(found.counts[-1 - bins]) * (0.5 if bins else share) if share else 0.0
-        bins = min(bins + 1, cost.size)
-        x, counts = found.magnitudes[-bins:], found.counts[-bins:]
-        levels = lloyd(x, counts, 1 << (levels_bits - 1), 0.0, ROUGH_STEPS)
-        cells = np.searchsorted((levels[1:] + levels[:-1]) / 2, x)
-        each = 1.0 + entropy_bits(np.bincount(cells, counts, levels.size).astype(np.float64))
-    captured = float(counts @ (x**2 * (1.0 - WITHIN) - (x - levels[cells]) ** 2)) * kept / float(counts.sum())
+        if bins < cost.size:  # a part of the next bin
+            least = float(cost[bins - 1]) if bins else 0.0
+            kept += float(found.counts[-1 - bins]) * min(1.0, (budget_bits - least) / (float(cost[bins]) - least))
+        x, counts = found.tail(kept)
+        _, at, filled = _cells(x, counts, levels_bits)
+        each = 1.0 + cell_bits(filled, levels_bits) / float(counts.sum())
+    captured = float(counts @ (x**2 * (1.0 - WITHIN) - (x - at) ** 2))
     return Prediction(levels_bits, kept, 1.0 - captured / found.energy)
 
 
@@ -151,21 +219,13 @@ def predict_all(found: Histogram, budget_bits: float, levels_bits: int) -> Predi
 
     Nothing says then where they are. A zero costs the square of the lowest level, which is little where zeros are few.
     """
-    if found.counts.size == 0:
+    if found.counts.size == 0 or found.size > budget_bits:
         return None
     x, counts = found.magnitudes, found.counts
-    levels = lloyd(x, counts, 1 << (levels_bits - 1), 0.0, ROUGH_STEPS)
-    cells = np.searchsorted((levels[1:] + levels[:-1]) / 2, x)
+    levels, at, filled = _cells(x, counts, levels_bits)
     zeros = max(found.size - float(counts.sum()), 0.0)
-    filled = np.bincount(cells, counts, levels.size).astype(np.float64)
     filled[0] += zeros
-    if found.size * min(1.0 + entropy_bits(filled), float(levels_bits)) > budget_bits:
+    if found.size + cell_bits(filled, levels_bits) > budget_bits:
         return None
-    error = float(counts @ ((x - levels[cells]) ** 2 + x**2 * WITHIN)) + zeros * float(levels[0]) ** 2
+    error = float(counts @ ((x - at) ** 2 + x**2 * WITHIN)) + zeros * float(levels[0]) ** 2
     return Prediction(levels_bits, float(found.size), error / found.energy)
-
-
-def entropy_bits(counts: Doubles) -> float:
-    """Return the entropy of cells with these counts, bits."""
-    share = counts[counts > 0] / counts.sum()
-    return float(-(share @ np.log2(share)))

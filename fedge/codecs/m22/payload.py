@@ -25,7 +25,6 @@ logarithm, so it gives the same floats on every machine.
 from __future__ import annotations
 
 from dataclasses import dataclass
-from functools import cached_property
 
 import numpy as np
 import numpy.typing as npt
@@ -33,6 +32,7 @@ import numpy.typing as npt
 from fedge.codecs import packing
 from fedge.codecs.base import LARGEST, Vector
 from fedge.codecs.m22 import sparse, subset
+from fedge.codecs.m22.prices import MOST_PEELED_BITS
 from fedge.codecs.m22.sparse import Cells, Ints
 from fedge.errors import CodecError
 
@@ -40,7 +40,6 @@ VERSION = 1
 AS_THEY_ARE = 255
 SMALLEST_CODED = 32  # coordinates; fewer travel as float32
 MOST_LEVELS_BITS = 8
-MOST_PEELED_BITS = 4
 HEAD_BYTES = 3
 PACKED, PEELED = 0, 1
 
@@ -87,14 +86,6 @@ class CodedCells:
     peeled: tuple[subset.Subset, ...] | None
     size_bytes: int
 
-    def size_at(self, count: int) -> float:
-        """Return about how many bytes the cells would take if ``count`` were kept: those that come or go are lowest."""
-        if self.peeled is None or count == 0:
-            return count * self.width / 8
-        first, *rest = self.peeled
-        share = min(first.members.size / count, 1.0)
-        return count * float(subset.expected_bits(np.array(share))) / 8 + sum(part.size_bytes for part in rest)
-
     def to_bytes(self) -> bytes:
         """Return the coded cells, ``size_bytes`` long."""
         if self.width == 0:
@@ -104,9 +95,48 @@ class CodedCells:
         return bytes([PACKED]) + packing.pack(self.cells[:, None], self.width).tobytes()
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, slots=True)
+class Coded:
+    """What is kept of one vector, on its way to bytes.
+
+    ``negative`` bool ``[K]``; ``levels``, level codes uint16 ``[2^(R-1)]``, ascending. ``error``: ‖x̂ - x‖²/‖x‖².
+    """
+
+    levels_bits: int
+    levels: Codes
+    positions: subset.Subset
+    negative: npt.NDArray[np.bool_]
+    cells: CodedCells
+    error: float
+
+    @property
+    def size_bytes(self) -> int:
+        """The length of the payload."""
+        signs = (self.negative.size + 7) // 8
+        return side_bytes(self.levels_bits) + self.positions.size_bytes + signs + self.cells.size_bytes
+
+    def to_bytes(self) -> bytes:
+        """Return the payload, ``size_bytes`` long."""
+        head = bytes([VERSION, self.levels_bits, error_code(self.error)]) + self.levels.astype("<u2").tobytes()
+        signs = np.packbits(self.negative, bitorder="little").tobytes()
+        return head + self.positions.to_bytes() + signs + self.cells.to_bytes()
+
+
+@dataclass(frozen=True, slots=True)
+class Nothing:
+    """What is kept of a vector of which nothing is."""
+
+    error: float
+    size_bytes: int = HEAD_BYTES
+
+    def to_bytes(self) -> bytes:
+        """Return the payload."""
+        return bytes([VERSION, 0, error_code(self.error)])
+
+
+@dataclass(frozen=True, slots=True)
 class Kept:
-    """What is kept of one vector of ``size`` coordinates: the payload before it is bytes.
+    """What a payload of ``size`` coordinates says that is kept.
 
     ``positions`` int64 ``[K]``, ascending; ``negative`` bool ``[K]``; ``cells`` uint8 ``[K]``, indices into ``levels``,
     level codes uint16 ``[2^(R-1)]``, ascending. ``error``: ‖x̂ - x‖²/‖x‖².
@@ -119,33 +149,6 @@ class Kept:
     negative: npt.NDArray[np.bool_]
     cells: Cells
     error: float
-
-    @cached_property
-    def coded_positions(self) -> subset.Subset:
-        """The positions on their way to bytes."""
-        return subset.choose(self.positions, self.size)
-
-    @cached_property
-    def coded_cells(self) -> CodedCells:
-        """The cells on their way to bytes."""
-        return _code_cells(self.cells, self.levels_bits)
-
-    @property
-    def size_bytes(self) -> int:
-        """The length of the payload."""
-        if self.levels_bits == 0:
-            return HEAD_BYTES
-        signs = (self.positions.size + 7) // 8
-        return side_bytes(self.levels_bits) + self.coded_positions.size_bytes + signs + self.coded_cells.size_bytes
-
-    def to_bytes(self) -> bytes:
-        """Return the payload, ``size_bytes`` long."""
-        head = bytes([VERSION, self.levels_bits, error_code(self.error)])
-        if self.levels_bits == 0:
-            return head
-        signs = np.packbits(self.negative, bitorder="little").tobytes()
-        positions, cells = self.coded_positions.to_bytes(), self.coded_cells.to_bytes()
-        return head + self.levels.astype("<u2").tobytes() + positions + signs + cells
 
 
 def side_bytes(levels_bits: int) -> int:
@@ -269,7 +272,7 @@ def _read_as_they_are(data: bytes, size: int) -> Vector:
     return x
 
 
-def _code_cells(cells: Cells, levels_bits: int) -> CodedCells:
+def code_cells(cells: Cells, levels_bits: int) -> CodedCells:
     """Return the shorter of both ways to code cells."""
     width = max(levels_bits - 1, 0)
     if width == 0:
@@ -280,8 +283,8 @@ def _code_cells(cells: Cells, levels_bits: int) -> CodedCells:
     peeled, rest = list[subset.Subset](), cells
     for level in range((1 << width) - 1):
         size = rest.size
-        places, rest = sparse.above(rest, level)
-        peeled.append(subset.choose(places, size))
+        bitmap, rest = sparse.above(rest, level)
+        peeled.append(subset.choose_from(bitmap, rest.size, size))
     length = sum(part.size_bytes for part in peeled)
     return CodedCells(cells, width, None if length >= packed else tuple(peeled), 1 + min(length, packed))
 

@@ -1,6 +1,6 @@
-"""The hot loops of M22, each in NumPy here and in C in ``kernels/sparse.c``: integers, comparisons, the same results.
+"""The hot loops of M22, each in NumPy here and in C in ``kernels/sparse*.c``: the same numbers to the last bit.
 
-Only the sums of :func:`cells_of` are added in another order, so their last bits may differ; levels travel to 8 bits.
+A *bitmap* is uint8 ``[⌈n/8⌉]``: thing i is bit i mod 8 of byte ⌊i/8⌋, and what is behind the last thing is zero.
 """
 
 from __future__ import annotations
@@ -16,40 +16,62 @@ Ints = npt.NDArray[np.int64]
 Words = npt.NDArray[np.uint32]
 Doubles = npt.NDArray[np.float64]
 Cells = npt.NDArray[np.uint8]
+Bitmap = npt.NDArray[np.uint8]
 
 MAGNITUDE_MASK = np.uint32(0x7FFFFFFF)
+BIN_SHIFT = 15
+"""A float32 has 31 bits of magnitude: a bin is what shares 8 of exponent and 8 of mantissa, a 256th of an octave."""
+BINS = 1 << (31 - BIN_SHIFT)
 TRIED_LOW_BITS = 3
+_WAYS = 4
+_CHUNK = 1 << 23
 
 
-def largest(values: Words, threshold: int, positions: Ints | None = None) -> tuple[Ints, Words]:
-    """Return where the magnitude bits of ``values``, float32 as uint32 ``[n]``, reach ``threshold``, and those.
+def measure(values: Words) -> tuple[Ints, Ints, Ints]:
+    """Return the bins that magnitudes of ``values``, float32 as uint32 ``[n]``, are in, ascending, int64 ``[bins]``.
 
-    ``positions``, int64 ``[n]``, say where each is; left out, they are 0, 1, ..
+    With those, how many are in each, and the sums of the bits below the bin's, int64 both.
     """
+    if kernels is None or values.size >= _CHUNK << 1:
+        return _measure(values)
+    bins, counts, lows = np.empty(BINS, np.uint32), np.empty(BINS, np.int64), np.empty(BINS, np.int64)
+    found = kernels.measure(values, bins, counts, lows)
+    return bins[:found].astype(np.int64), counts[:found].copy(), lows[:found].copy()
+
+
+def _measure(values: Words) -> tuple[Ints, Ints, Ints]:
+    counts, lows = np.zeros(BINS, np.int64), np.zeros(BINS, np.int64)
+    for start in range(0, values.size, _CHUNK):
+        chunk = values[start : start + _CHUNK]
+        if kernels is not None:
+            bins, some, low = measure(chunk)
+            counts[bins] += some
+            lows[bins] += low
+            continue
+        magnitudes = chunk & MAGNITUDE_MASK
+        inside, rest = magnitudes >> np.uint32(BIN_SHIFT), magnitudes & np.uint32((1 << BIN_SHIFT) - 1)
+        counts += np.bincount(inside, minlength=BINS)
+        lows += np.bincount(inside, rest, BINS).astype(np.int64)  # exact: below 2^53
+    used = np.flatnonzero(counts)
+    return used, counts[used], lows[used]
+
+
+def between(values: Words, least: int, below: int, count: int) -> Words:
+    """Return the magnitude bits of ``values`` that are at least one number and below another; ``count`` at most."""
     if kernels is None:
-        places = np.flatnonzero((values & MAGNITUDE_MASK) >= np.uint32(threshold))
-        return places if positions is None else positions[places], values[places]
-    places, found = np.empty(values.size + 1, np.int64), np.empty(values.size + 1, np.uint32)
-    count = kernels.largest(values, threshold, positions, places, found)
-    return places[:count], found[:count]
+        magnitudes = values & MAGNITUDE_MASK
+        return magnitudes[(magnitudes >= np.uint32(least)) & (magnitudes < np.uint32(below))]
+    found = np.empty(count, np.uint32)
+    return found[: kernels.between(values, least, below, found)]
 
 
-def bins_of(values: Words, bin_bits: int) -> tuple[npt.NDArray[np.uint16], Ints]:
-    """Return in which of at most 2^``bin_bits`` bins the magnitude of each of ``values`` is, and how many each bin has.
-
-    Bins are equal parts of what magnitude bits there are, from the least; uint16 ``[n]`` and int64, ``bin_bits`` <= 16.
-    """
-    magnitudes = values & MAGNITUDE_MASK
-    lowest, highest = (int(magnitudes.min()), int(magnitudes.max())) if values.size else (0, 0)
-    shift = max(0, (highest - lowest).bit_length() - bin_bits)
-    counts = np.zeros(((highest - lowest) >> shift) + 1, np.int64)
+def select(values: Words, least: int) -> tuple[Bitmap, Words]:
+    """Return the bitmap of ``values``, float32 as uint32 ``[n]``, whose magnitude bits reach ``least``, and those."""
     if kernels is None:
-        bins = ((magnitudes - np.uint32(lowest)) >> np.uint32(shift)).astype(np.uint16)
-        counts += np.bincount(bins, minlength=counts.size)
-        return bins, counts
-    bins = np.empty(values.size, np.uint16)
-    kernels.bins(values, lowest, shift, bins, counts)
-    return bins, counts
+        chosen = (values & MAGNITUDE_MASK) >= np.uint32(least)
+        return np.packbits(chosen, bitorder="little"), values[chosen]
+    bitmap, taken = np.empty((values.size + 7) // 8, np.uint8), np.empty(values.size, np.uint32)
+    return bitmap, taken[: kernels.select(values, least, bitmap, taken)]
 
 
 def cells_of(values: Vector, edges: Doubles) -> tuple[Cells, Doubles, Doubles]:
@@ -57,44 +79,40 @@ def cells_of(values: Vector, edges: Doubles) -> tuple[Cells, Doubles, Doubles]:
 
     With that, uint8 ``[n]``, how many values each of the cells has, and the sum of their magnitudes, float64 both.
     """
-    counts, sums = np.empty(edges.size + 1), np.empty(edges.size + 1)
+    count = edges.size + 1
     if kernels is None:
         magnitudes = np.abs(values).astype(np.float64)
         cells = np.searchsorted(edges, magnitudes).astype(np.uint8)
-        counts[:] = np.bincount(cells, minlength=edges.size + 1)
-        sums[:] = np.bincount(cells, magnitudes, edges.size + 1)
-        return cells, counts, sums
+        ways = np.arange(values.size) % _WAYS * count + cells
+        each = np.bincount(cells, minlength=count).astype(np.float64)
+        first, second, third, fourth = np.bincount(ways, magnitudes, _WAYS * count).reshape(_WAYS, count)
+        return cells, each, np.asarray(first + second + third + fourth, np.float64)
     cells = np.empty(values.size, np.uint8)
+    counts, sums = np.empty(count), np.empty(count)
     kernels.cells(values, edges, cells, counts, sums)
     return cells, counts, sums
 
 
-def above(cells: Cells, level: int) -> tuple[Ints, Cells]:
-    """Return where ``cells``, uint8 ``[n]``, are above ``level``, and those."""
+def above(cells: Cells, level: int) -> tuple[Bitmap, Cells]:
+    """Return the bitmap of ``cells``, uint8 ``[n]``, that are above ``level``, and those."""
     if kernels is None:
-        places = np.flatnonzero(cells > level)
-        return places, cells[places]
-    places, rest = np.empty(cells.size + 1, np.int64), np.empty(cells.size + 1, np.uint8)
-    count = kernels.above(cells, level, places, rest)
-    return places[:count], rest[:count]
+        higher = cells > level
+        return np.packbits(higher, bitorder="little"), cells[higher]
+    bitmap, rest = np.empty((cells.size + 7) // 8, np.uint8), np.empty(cells.size, np.uint8)
+    return bitmap, rest[: kernels.above(cells, level, bitmap, rest)]
 
 
-def gap_bytes(places: Ints, low_bits: int, others_below: int = 0) -> tuple[int, int, int]:
-    """Return the bytes of both streams of gaps (``subset.py``) with ``low_bits``, one more and two more.
+def places_of(bitmap: Bitmap, size: int, others: bool = False) -> Ints:
+    """Return which of ``size`` things are in ``bitmap``, or which are not, ascending, int64."""
+    bits = np.unpackbits(bitmap, count=size, bitorder="little")
+    return np.flatnonzero(bits == 0 if others else bits)
 
-    Those of ``places``, int64 ``[k]``, ascending, or of all others below ``others_below``, if that is not 0.
-    """
-    if kernels is not None:
-        found: tuple[int, int, int] = kernels.gap_bytes(places, low_bits, others_below)
-        return found
-    if others_below:
-        places = others_of(places, others_below)
-    quotients = (np.diff(places, prepend=-1) - 1) >> low_bits
-    one, two, three = (
-        (places.size * (low_bits + r) + 7) // 8 + (places.size + int((quotients >> r).sum()) + 7) // 8
-        for r in range(TRIED_LOW_BITS)
-    )
-    return one, two, three
+
+def bitmap_of(places: Ints, size: int) -> Bitmap:
+    """Return the bitmap of ``places``, int64, of ``size`` things."""
+    bits = np.zeros(size, np.bool_)
+    bits[places] = True
+    return np.packbits(bits, bitorder="little")
 
 
 def others_of(places: Ints, size: int) -> Ints:
@@ -104,12 +122,29 @@ def others_of(places: Ints, size: int) -> Ints:
     return np.flatnonzero(keep)
 
 
-def pack_gaps(places: Ints, low_bits: int, size_bytes: int) -> bytes:
+def gap_bytes(bitmap: Bitmap, size: int, others: bool, low_bits: int) -> tuple[int, int, int]:
+    """Return the bytes of both streams of gaps (``subset.py``) with ``low_bits``, one more and two more.
+
+    Those between what is in ``bitmap``, of ``size`` things, or between all ``others``.
+    """
+    if kernels is not None:
+        found: tuple[int, int, int] = kernels.gap_bytes(bitmap, size, others, low_bits)
+        return found
+    places = places_of(bitmap, size, others)
+    quotients = (np.diff(places, prepend=-1) - 1) >> low_bits
+    one, two, three = (
+        (places.size * (low_bits + r) + 7) // 8 + (places.size + int((quotients >> r).sum()) + 7) // 8
+        for r in range(TRIED_LOW_BITS)
+    )
+    return one, two, three
+
+
+def pack_gaps(bitmap: Bitmap, size: int, others: bool, low_bits: int, size_bytes: int) -> bytes:
     """Return the two streams of gaps, ``size_bytes`` in all."""
     if kernels is not None:
-        data: bytes = kernels.pack_gaps(places, low_bits, size_bytes)
+        data: bytes = kernels.pack_gaps(bitmap, size, others, low_bits, size_bytes)
         return data
-    gaps = np.diff(places, prepend=-1) - 1
+    gaps = np.diff(places_of(bitmap, size, others), prepend=-1) - 1
     low = (gaps[:, None] >> np.arange(low_bits)) & 1
     ones = np.cumsum((gaps >> low_bits) + 1) - 1
     high = np.zeros(int(ones[-1]) + 1, np.uint8)

@@ -28,7 +28,7 @@ import numpy as np
 import numpy.typing as npt
 
 from fedge.codecs.m22 import sparse
-from fedge.codecs.m22.sparse import Ints
+from fedge.codecs.m22.sparse import Bitmap, Ints
 from fedge.errors import CodecError
 
 NONE, ALL, BITMAP, MEMBERS, OTHERS = 0, 1, 2, 32, 64
@@ -39,12 +39,13 @@ _LOG_OF_GOLDEN = math.log((math.sqrt(5.0) - 1.0) / 2.0)
 
 @dataclass(frozen=True, slots=True)
 class Subset:
-    """A way to code one subset, ``members`` int64 ``[k]``, of ``size`` things."""
+    """A way to code one subset of ``size`` things, ``count`` members, by its bitmap (``sparse.py``)."""
 
     kind: int
     size: int
+    count: int
     size_bytes: int
-    members: Ints
+    bitmap: Bitmap
 
     def to_bytes(self) -> bytes:
         """Return the coded subset, ``size_bytes`` long."""
@@ -52,26 +53,30 @@ class Subset:
         if self.kind in (NONE, ALL):
             return head
         if self.kind == BITMAP:
-            bits = np.zeros(self.size, np.uint8)
-            bits[self.members] = 1
-            return head + np.packbits(bits, bitorder="little").tobytes()
-        listed = self.members if self.kind < OTHERS else sparse.others_of(self.members, self.size)
-        head += varint(listed.size)
-        return head + sparse.pack_gaps(listed, self.kind % MEMBERS, self.size_bytes - len(head))
+            return head + self.bitmap.tobytes()
+        others = self.kind >= OTHERS
+        head += varint(self.size - self.count if others else self.count)
+        return head + sparse.pack_gaps(self.bitmap, self.size, others, self.kind % MEMBERS, self.size_bytes - len(head))
 
 
 def choose(members: Ints, size: int) -> Subset:
     """Return the shortest way to code ``members``, int64 ``[k]``, ascending, of 0 .. ``size`` - 1."""
-    if members.size in (0, size):
-        return Subset(NONE if members.size == 0 else ALL, size, 1, members)
-    bitmap = Subset(BITMAP, size, 1 + (size + 7) // 8, members)
-    listed, others = min(members.size, size - members.size), 2 * members.size > size
+    return choose_from(sparse.bitmap_of(members, size), members.size, size)
+
+
+def choose_from(bitmap: Bitmap, count: int, size: int) -> Subset:
+    """Return the shortest way to code the ``count`` members that ``bitmap`` has of ``size`` things."""
+    if count in (0, size):
+        return Subset(NONE if count == 0 else ALL, size, count, 1, bitmap)
+    listed, others = min(count, size - count), 2 * count > size
     first = _first_low_bits(listed / size)
-    lengths = sparse.gap_bytes(members, first, size if others else 0)
+    lengths = sparse.gap_bytes(bitmap, size, others, first)
     low_bits, length = min(enumerate(lengths, first), key=lambda tried: tried[1])
     kind = (OTHERS if others else MEMBERS) + low_bits
-    found = Subset(kind, size, 1 + _varint_bytes(listed) + length, members)
-    return found if found.size_bytes < bitmap.size_bytes else bitmap
+    size_bytes = 1 + _varint_bytes(listed) + length
+    if size_bytes < 1 + bitmap.size:
+        return Subset(kind, size, count, size_bytes, bitmap)
+    return Subset(BITMAP, size, count, 1 + bitmap.size, bitmap)
 
 
 def read(data: bytes, start: int, size: int, bits_each: int = 0) -> tuple[Ints, int]:

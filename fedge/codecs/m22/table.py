@@ -64,16 +64,12 @@ def _table() -> npt.NDArray[np.float32]:
 
 def _nearest(nodes: Doubles, x: Doubles) -> tuple[npt.NDArray[np.intp], Doubles]:
     """Return the four nodes about each of ``x`` by number, and Lagrange's weights: ``[laws, 4]`` each."""
-    first = np.clip(np.searchsorted(nodes, x) - 2, 0, nodes.size - 4)
-    numbers = first[:, None] + np.arange(4)
-    at = nodes[numbers]
-    away = x[:, None] - at
-    weights = np.ones_like(at)
-    for i in range(4):
-        for j in range(4):
-            if i != j:
-                weights[:, i] *= away[:, j] / (at[:, i] - at[:, j])
-    return numbers, weights
+    step = nodes[1] - nodes[0]
+    first = np.clip(((x - nodes[0]) / step).astype(np.intp) - 1, 0, nodes.size - 4)
+    at = (x - nodes[first]) / step  # in steps from the first of the four
+    below, beside = (at - 1) * (at - 2), at * (at - 3)
+    weights = (below * (3 - at) / 6, beside * (at - 2) / 2, beside * (1 - at) / 2, below * at / 6)
+    return first[:, None] + np.arange(4), np.stack(weights, axis=1)
 
 
 def _interpolated(k: Doubles, p: Doubles, z: Doubles) -> Doubles:
