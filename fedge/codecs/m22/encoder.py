@@ -68,9 +68,10 @@ MOVED, MOST_DESIGNS = 0.05, 3
 """Levels are designed again where K has moved so much, up to so many times for one draft."""
 WORTH_ALL = 0.97
 """Zeros are kept only where that takes so much off the error."""
-SURPRISE, CLOSE, FEW, MOST_PLANS = 0.95, 1.05, 1 << 18, 4
-"""The next best plan is tried where it should lose less than this of what the best one so far turned out to lose: the
-second number up to so many coordinates, which are quick to try, and whose segments make predictions uncertain."""
+SURPRISES = {(False, False): 0.95, (False, True): 1.05, (True, False): 1.05, (True, True): 1.3}
+"""The next best plan is tried where it should lose less than this of what the best one so far turned out to lose: more
+of them up to ``FEW`` coordinates, which are quick to try, and where several vectors make predictions uncertain."""
+FEW, MOST_PLANS = 1 << 18, 4
 HEADS_BYTES = 5
 """What positions and cells take beside gaps and codes: kinds and counts."""
 LEAST_PER_LEVEL = 4
@@ -106,7 +107,7 @@ def encode_together(parts: Sequence[Part], settings: Settings, most_bytes: int) 
     best: Draft = []
     lost = np.inf
     for tried, plan in enumerate(plans):
-        surprise = CLOSE if found.size <= FEW else SURPRISE
+        surprise = SURPRISES[found.size <= FEW, len(parts) > 1]
         if best and (tried >= MOST_PLANS or plan.error >= surprise * lost):
             break
         draft = drafts.fit(plan, most_bytes)
@@ -187,8 +188,10 @@ class _Drafts:
         nothing fits, or not all where all was planned.
         """
         if plan.kept >= self.found.size:
-            return self.whole(plan, most_bytes)
+            return self.whole(self.found.size, plan.levels_bits, most_bytes)
         most_kept = max(1, int(min(plan.most, float(self.found.from_above[-1]))))
+        if round(plan.kept) >= most_kept and (found := self.whole(most_kept, plan.levels_bits, most_bytes)):
+            return found
         kept = min(max(round(plan.kept), 1), most_kept)
         levels = self.codebooks(self.aim(kept, plan.levels_bits), plan.levels_bits)
         if self.settings.magnitude == 0.0:
@@ -225,14 +228,13 @@ class _Drafts:
         peeled = 1 < levels_bits <= MOST_PEELED_BITS and self.settings.magnitude == 0.0
         return max(1, round(DESIGNED_FOR * kept)) if peeled else kept
 
-    def whole(self, plan: Prediction, most_bytes: int) -> Draft:
-        """Return all coordinates, by levels that are designed for so many of the largest that this fits; or nothing."""
-        size = self.found.size
+    def whole(self, kept: int, levels_bits: int, most_bytes: int) -> Draft:
+        """Return ``kept`` coordinates, by levels that are designed for so many of them that this fits; or nothing."""
         for share in WHOLE_FOR:
-            levels = self.codebooks(round(share * size), plan.levels_bits)
-            _, prices = self.prices(size, size, levels)
+            levels = self.codebooks(round(share * kept), levels_bits)
+            _, prices = self.prices(kept, kept, levels)
             if prices[-1] + _side(levels) <= most_bytes:
-                draft = self.quantized(self.ranking.choose(size)[0], levels)
+                draft = self.quantized(self.ranking.choose(kept)[0], levels)
                 return draft if _size(draft) <= most_bytes else []
         return []
 
