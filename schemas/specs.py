@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from itertools import pairwise
 from typing import Annotated, Any, Literal, Self
 
-from pydantic import Field, model_validator
+from pydantic import Field, ValidationError, ValidatorFunctionWrapHandler, WrapValidator, model_validator
 
 from schemas.base import Model
 
@@ -60,8 +60,30 @@ Coding = Annotated[
 ]
 
 
+def _in_words(expected: str) -> WrapValidator:
+    """One fault of one key, instead of one for each form that a value may have and does not."""
+
+    def check(value: object, handler: ValidatorFunctionWrapHandler) -> object:
+        try:
+            return handler(value)
+        except ValidationError:
+            raise ValueError(f"expected {expected}, got {_as_written(value)!r}"[:200]) from None
+
+    return WrapValidator(check)
+
+
+def _as_written(value: object) -> object:
+    """Tuples as the lists that they were."""
+    return [_as_written(one) for one in value] if isinstance(value, tuple) else value
+
+
 Magnitude = Annotated[float, Field(ge=0, le=100)]
 MagnitudePoint = tuple[Annotated[int, Field(ge=1)], Magnitude]
+Magnitudes = Annotated[
+    Magnitude | Annotated[tuple[MagnitudePoint, ...], Field(min_length=1)],
+    _in_words("a number from 0 to 100, or points [[round, number], ..] with rounds from 1 on"),
+]
+ErrorFeedback = Annotated[bool | Literal["auto"], _in_words('true, false or "auto"')]
 
 
 class M22Spec(Model):
@@ -72,13 +94,13 @@ class M22Spec(Model):
     feedback and "projection" without.
     """
 
-    magnitude: Magnitude | Annotated[tuple[MagnitudePoint, ...], Field(min_length=1)] = Field(
+    magnitude: Magnitudes = Field(
         default=0.0, description="M of the distortion |g|^M (g - ĝ)², or [[round, M], ..] to change it over rounds"
     )
     levels_bits: int = Field(default=0, ge=0, le=8, description="bits of sign and level; 0: predicted to lose least")
     family: Literal["auto", "gennorm", "weibull", "empirical"] = "auto"
     amplitude: Literal["auto", "guarded", "projection", "designed"] = "auto"
-    error_feedback: bool | Literal["auto"] = Field(
+    error_feedback: ErrorFeedback = Field(
         default="auto", description="devices remember what was lost and add it to what follows; not under feddyn"
     )
 
@@ -119,6 +141,8 @@ class UplinkSpec(Model):
     def _settings_of_the_codec(self) -> Self:
         if self.codec != "m22" and self.m22 != M22Spec():
             raise ValueError(f'settings of m22 need codec = "m22", got codec = "{self.codec}"')
+        if self.codec == "m22" and self.coding != "entropy":
+            raise ValueError(f'coding = "{self.coding}" needs codec = "eden", got codec = "m22"')
         return self
 
     @property

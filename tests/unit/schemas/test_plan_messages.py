@@ -92,7 +92,10 @@ def test_updates_follow_the_cohort_where_they_are_left_out() -> None:
         (LEAST + "rounds = 4\n", "not valid TOML"),
         (LEAST + "[uplink.m22]\nmagnitude = 2\n", 'settings of m22 need codec = "m22", got codec = "eden"'),
         (LEAST + M22 + "magnitude = [[5, 1], [2, 0]]\n", "the rounds of magnitude must ascend, got [5, 2]"),
-        (LEAST + M22 + "magnitude = []\n", "magnitude"),
+        (
+            LEAST + '[uplink]\ncodec = "m22"\ncoding = "fixed"\n',
+            'coding = "fixed" needs codec = "eden", got codec = "m22"',
+        ),
         (LEAST + M22 + "magnitud = 1\n", "uplink.m22.magnitud: unknown key; did you mean 'magnitude'?"),
         (LEAST + M22 + "error_feedback = true\n", "feddyn is its own error feedback"),
         (LEAST + M22 + 'error_feedback = true\namplitude = "designed"\n', 'needs amplitude "guarded" or "auto"'),
@@ -104,6 +107,32 @@ def test_updates_follow_the_cohort_where_they_are_left_out() -> None:
 )
 def test_a_fault_names_its_key_and_what_was_expected(text: str, message: str) -> None:
     assert message in faults(text)
+
+
+@pytest.mark.parametrize(
+    ("text", "came"),
+    [
+        ('magnitude = "a"', "'a'"),
+        ("magnitude = -1", "-1"),
+        ("magnitude = 101", "101"),
+        ("magnitude = nan", "nan"),
+        ("magnitude = true", "True"),
+        ("magnitude = []", "[]"),
+        ("magnitude = [1, 2]", "[1, 2]"),
+        ("magnitude = [[1, -2]]", "[[1, -2]]"),
+        ("magnitude = [[0, 1]]", "[[0, 1]]"),
+        ("magnitude = [[1, 2, 3]]", "[[1, 2, 3]]"),
+        ('error_feedback = "yes"', "'yes'"),
+        ("error_feedback = 1", "1"),
+    ],
+)
+def test_a_value_that_has_none_of_its_forms_is_one_fault(text: str, came: str) -> None:
+    expected = {
+        "magnitude": "expected a number from 0 to 100, or points [[round, number], ..] with rounds from 1 on",
+        "error_feedback": 'expected true, false or "auto"',
+    }
+    key = text.split(" ")[0]
+    assert faults(LEAST + M22 + text + "\n") == f"uplink.m22.{key}: {expected[key]}, got {came}"
 
 
 def test_all_faults_are_told_at_once() -> None:
