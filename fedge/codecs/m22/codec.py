@@ -25,6 +25,7 @@ rest are multiplied by sent/received.
 from __future__ import annotations
 
 import math
+import operator
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import ClassVar, Self, get_args
@@ -109,6 +110,7 @@ class M22:
 
         Raises:
             CodecError: if ``x`` has not one axis, or a coordinate is not finite in float32 (names the first).
+            TypeError: if ``seed`` is not a whole number.
         """
         return self.encode_all([Part(as_vector(x), seed)])[0]
 
@@ -116,13 +118,14 @@ class M22:
         """Encode vectors together: one threshold for all, so that bits go where the energy is.
 
         Raises:
-            CodecError: as :meth:`encode`.
+            CodecError, TypeError: as :meth:`encode`.
         """
+        seeds = [operator.index(part.seed) for part in parts]
         vectors = [as_vector(part.vector) for part in parts]
         for x in vectors:
             if x.size < SMALLEST_CODED:  # the others are looked at when they are measured
                 check_finite(x)
-        coded = [Part(x, part.seed) for x, part in zip(vectors, parts, strict=True) if x.size >= SMALLEST_CODED]
+        coded = [Part(x, seed) for x, seed in zip(vectors, seeds, strict=True) if x.size >= SMALLEST_CODED]
         settings = Settings(self.magnitude, self.levels_bits, self.family, self.amplitude)
         most = sum(self.size_bytes(part.vector.size) for part in coded)
         payloads = iter(encode_together(coded, settings, most) if coded else [])

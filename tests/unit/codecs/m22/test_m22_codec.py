@@ -204,6 +204,15 @@ def test_settings_that_make_no_sense_are_refused_by_name(settings, message):
         M22(**settings)
 
 
+def test_a_seed_that_is_no_whole_number_is_refused_as_eden_refuses_it():
+    for codec in (M22(1.0), Eden(1.0)):
+        for seed in (1.5, "a", None):
+            with pytest.raises(TypeError):
+                codec.encode(generalized_normal(1.0, 100), seed)
+    x = np.ones(100, np.float32)
+    assert M22(0.5).encode(x, np.int64(3)) == M22(0.5).encode(x, 3)
+
+
 @pytest.mark.parametrize("size", [32, 1000])
 def test_a_payload_changed_in_its_head_or_length_is_refused(size):
     data = M22(1.0).encode(generalized_normal(1.0, size), seed=1)
