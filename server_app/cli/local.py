@@ -39,6 +39,7 @@ json_option = click.option("--json", "as_json", is_flag=True, help="End with one
 @click.option("--task", default="wisdm", show_default=True, help="A ready task's name, or package.module:object.")
 @click.option("--seed", type=click.IntRange(0), help="Decides the cohorts, the rotations and the first model.")
 @click.option("--cohort", type=click.IntRange(1), help="Devices invited to a round.  [default: 12, or all if fewer]")
+@click.option("--codec", type=click.Choice(["eden", "m22"]), help="What codes the updates.  [default: eden]")
 @click.option("--uplink-bits", type=float, help="Bits per coordinate, device to aggregator.")
 @click.option("--downlink-bits", type=float, help="Bits per coordinate, aggregator to device.")
 @click.option("--processes", type=click.IntRange(1), default=2, show_default=True, help="Agent processes.")
@@ -51,6 +52,7 @@ def demo(
     task: str,
     seed: int | None,
     cohort: int | None,
+    codec: str | None,
     uplink_bits: float | None,
     downlink_bits: float | None,
     processes: int,
@@ -66,7 +68,8 @@ def demo(
         changes: dict[str, object] = {"task": task_path(task), "rounds": rounds}
         changes |= {"cohort": {"devices": cohort or min(12, devices)}}
         changes |= {"seed": seed} if seed is not None else {}
-        changes |= {"uplink": {"bits": uplink_bits}} if uplink_bits is not None else {}
+        uplink = {"codec": codec, "bits": uplink_bits}
+        changes |= {"uplink": {key: value for key, value in uplink.items() if value is not None}}
         changes |= {"downlink": {"bits": downlink_bits}} if downlink_bits is not None else {}
         plan = altered(default_plan(), changes)
         folder, wanted = report_dir or _report_dir("demo"), Demo(plan, devices, processes, faults)
@@ -102,7 +105,7 @@ def simulate(plan: Path, seed: int | None, as_json: bool, report_dir: Path | Non
 def bench(name: str, arguments: tuple[str, ...]) -> None:
     """Run a benchmark of the repository, such as: fedge bench codecs."""
     root = Path(__file__).parents[2]
-    known = sorted(path.stem for path in (root / "benchmarks").glob("[a-z]*.py"))
+    known = sorted(path.stem for path in (root / "benchmarks").glob("[a-z]*.py") if _is_program(path))
     if not known:
         raise Failure("the benchmarks are in the repository, not in the installed package: clone it", Exit.NOT_FOUND)
     if name not in known:
@@ -110,6 +113,11 @@ def bench(name: str, arguments: tuple[str, ...]) -> None:
     ended = subprocess.run([sys.executable, "-m", f"benchmarks.{name}", *arguments], cwd=root, check=False)
     if ended.returncode:
         raise Failure(f"benchmark {name} ended with {ended.returncode}", Exit.CHILD_DIED)
+
+
+def _is_program(path: Path) -> bool:
+    """The modules beside the benchmarks do nothing when they are run."""
+    return 'if __name__ == "__main__":' in path.read_text("utf-8")
 
 
 async def _play(demo: Demo, folder: Path) -> Outcome:

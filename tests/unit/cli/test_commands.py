@@ -12,9 +12,10 @@ from schemas.ids import NAME
 from schemas.plan import Plan, plan_from_toml
 from schemas.status import DownloadStates, RunPhase, RunStatus, ServerStatus, Traffic
 from server_app.cli import main, server
+from server_app.cli.exits import Exit, Failure
 from server_app.cli.plans import altered
 from server_app.cli.tables import run_facts, server_facts
-from server_app.demo import default_plan
+from server_app.demo import Demo, default_plan
 from server_app.rehearsal import _run_id
 from server_app.units import as_bytes, as_percent, as_points, as_ratio, as_seconds
 
@@ -94,6 +95,29 @@ def test_a_missing_plan_is_wrong_usage_and_an_unknown_benchmark_is_not_found() -
     assert fedge("simulate", "no-such-plan.toml").exit_code == 2
     ended = fedge("bench", "no-such-benchmark")
     assert ended.exit_code == 6 and "codecs" in ended.stderr
+
+
+def test_a_module_that_benchmarks_share_is_not_listed_and_not_run_as_one() -> None:
+    ended = fedge("bench", "per_bit_runs")
+    listed = ended.stderr.split(", got ")[0]
+    assert ended.exit_code == 6 and "per_bit_accuracy" in listed and "m22_speed" in listed
+    assert not any(name in listed for name in ("per_bit_runs", "per_bit_tables", "sparse_baselines"))
+
+
+@pytest.mark.parametrize(
+    ("options", "uplink"), [([], ("eden", 2.0)), (["--codec", "m22", "--uplink-bits", "0.5"], ("m22", 0.5))]
+)
+def test_a_demo_codes_updates_by_the_codec_it_is_told(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, options: list[str], uplink: tuple[str, float]
+) -> None:
+    async def refuse(demo: Demo, folder: Path) -> None:
+        plans.append(demo.plan)
+        raise Failure("enough", Exit.REFUSED)
+
+    plans: list[Plan] = []
+    monkeypatch.setattr("server_app.cli.local._play", refuse)
+    assert fedge("demo", *options, "--report-dir", str(tmp_path / "report")).exit_code == 5
+    assert (plans[0].uplink.codec, plans[0].uplink.bits) == uplink
 
 
 def test_every_command_explains_itself_and_is_documented() -> None:
