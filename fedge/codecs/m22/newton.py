@@ -15,8 +15,9 @@ The start is the density of levels that is right for many of them, proportional 
 which is a generalized gamma again. A step is halved while it would disorder the levels. This design, its start and its
 Jacobian are ours; the authors' code iterates Lloyd's map from a random start.
 
-|c - c̄| ends below 4e-13 c up to 6 bits and below 2e-12 c at 8, where 128 narrow cells are differences of nearly equal
-P: rounding decides there.
+Narrow cells are differences of nearly equal P, whose rounding left |c - c̄| at 2e-12 c for 8 bits. There, and where w
+changes little, ∫(x - c) w and ∫w are sums over Gauss's 16 points instead, which have nothing to cancel, and two last
+steps bring |c - c̄| below 1e-13 c.
 """
 
 from __future__ import annotations
@@ -30,6 +31,9 @@ from fedge.errors import CodecError
 _STEP = 1e-13  # relative; where Newton stops
 _SQUARING = 1e-8  # below this, a step that is not much shorter than the last one is rounding
 _ROUNDS = 80
+_NODES, _WEIGHTS = np.polynomial.legendre.leggauss(16)
+_POLISH = 2  # steps
+_GENTLE = 3.0  # w changes by less than e to this within a cell
 
 
 def start(s: Doubles, k: Doubles, magnitude: Doubles, levels: npt.NDArray[np.int64], tau: Doubles) -> Doubles:
@@ -95,6 +99,33 @@ def residual(s: Doubles, k: Doubles, powers: Doubles, scale: Doubles, c: Doubles
         return [np.where(np.isfinite(c) & np.isfinite(v), v, 0.0) for v in (c - mean, low, high)]
 
 
+def _narrow_gaps(k: Doubles, p: Doubles, c: Doubles, tau: Doubles, gap: Doubles) -> Doubles:
+    """Return ``gap``, c - c̄, float64 ``[laws, n]``, computed anew where cells are narrow; p is s + M, ``[laws]``."""
+    t = edges(c, tau)
+    with np.errstate(all="ignore"):
+        middle, half = (t[:, 1:] + t[:, :-1]) / 2, (t[:, 1:] - t[:, :-1]) / 2
+        u = middle ** k[:, None]
+        changes = (half / middle) * (np.abs(p - 1)[:, None] + k[:, None] * u)
+        narrow = np.isfinite(c) & (half < middle / 4) & (changes < _GENTLE)
+    row, _ = np.nonzero(narrow)
+    middle, half, u = (part[narrow][:, None] for part in (middle, half, u))
+    log = np.log1p(half / middle * _NODES)
+    w = _WEIGHTS * np.exp((p[row, None] - 1) * log - u * np.expm1(k[row, None] * log))  # over w at the middle
+    away = (middle - c[narrow][:, None]) + half * _NODES
+    found = gap.copy()
+    found[narrow] = -(w * away).sum(axis=1) / w.sum(axis=1)
+    return found
+
+
+def _polished(s: Doubles, k: Doubles, powers: Doubles, scale: Doubles, c: Doubles, tau: Doubles) -> Doubles:
+    """Return levels ``c`` after the last steps, by residuals of which rounding has left more digits."""
+    for _ in range(_POLISH):
+        gap, low, high = residual(s, k, powers, scale, c, tau)
+        gap = _narrow_gaps(k, s + powers[0], c, tau, gap)
+        c = _moved(c, _solve(-low, 1 - low - high, -high, gap), tau)
+    return c
+
+
 def _moved(c: Doubles, step: Doubles, tau: Doubles) -> Doubles:
     """Return ``c - step``, the step of a law halved until its levels ascend from above ``tau``."""
     used = np.isfinite(c)
@@ -130,7 +161,7 @@ def solve(s: Doubles, k: Doubles, magnitude: Doubles, tau: Doubles, c: Doubles, 
         change = float((np.abs(moved[used] - c[used]) / moved[used]).max())
         c = moved
         if change <= precision or (change < _SQUARING and change > last / 4):
-            return c
+            return _polished(s, k, powers, scale, c, tau) if precision <= _STEP else c
         last = change
     raise CodecError(f"expected Newton's method to settle within {_ROUNDS} steps, got {c.tolist()}")
 

@@ -55,6 +55,15 @@ def test_levels_are_centroids_whatever_the_parameters():
         assert exact_gap(quantizer(family, shape, float(rng.uniform(0, 9)), bits, tau)) < 1e-12
 
 
+@pytest.mark.parametrize("survivors", [1.0, 0.3])
+@pytest.mark.parametrize("shape", [0.3, 1.0, 3.0])
+@pytest.mark.parametrize("family", ["gennorm", "weibull"])
+def test_levels_are_centroids_to_a_tenth_of_what_is_asked_up_to_eight_bits(family, shape, survivors):
+    tau = threshold(family, shape, survivors)
+    for magnitude, bits in ((0.0, 8), (2.0, 4), (9.0, 6)):
+        assert exact_gap(quantizer(family, shape, magnitude, bits, tau)) < 1e-13
+
+
 @pytest.mark.parametrize("family", ["gennorm", "weibull"])
 @pytest.mark.parametrize(("shape", "magnitude"), [(0.15, 0), (0.15, 9), (10, 0), (10, 9), (0.6, 30)])
 @pytest.mark.parametrize("survivors", [1.0, 1e-6])
