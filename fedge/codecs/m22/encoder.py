@@ -246,15 +246,19 @@ class _Drafts:
     def priced(
         self, kept: int, levels: list[Doubles], levels_bits: int, most_kept: int, most_bytes: int
     ) -> tuple[int, list[Doubles]]:
-        """Return how many coordinates should fit into ``most_bytes``, and levels for about so many."""
-        designed = kept
+        """Return how many coordinates should fit into ``most_bytes``, and levels for about so many.
+
+        Where more of them need levels with which fewer fit, the levels with which most fit.
+        """
+        designed, most = kept, (0, levels)
         for _ in range(MOST_DESIGNS):
             asked = most_bytes - _uncertain(kept, self.found.size) - _side(levels)
             kept = min(max(_affordable(asked, kept, *self.prices(kept, most_kept, levels)), 1), most_kept)
             if abs(kept - designed) <= MOVED * designed:
-                break
+                return kept, levels
+            most = max(most, (kept, levels), key=lambda pair: pair[0])
             designed, levels = kept, self.codebooks(self.aim(kept, levels_bits), levels_bits)
-        return kept, levels
+        return most
 
     def prices(self, kept: int, most_kept: int, levels: Sequence[Doubles]) -> tuple[Doubles, Doubles]:
         """Return numbers of coordinates about ``kept``, and the bytes of their positions, signs and cells."""
