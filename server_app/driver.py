@@ -18,7 +18,6 @@ from dataclasses import replace
 
 import numpy as np
 
-from fedge.aggregation import SegmentSums
 from fedge.algorithms import ServerState, build
 from fedge.errors import FedgeError
 from fedge.layout import Layout
@@ -29,29 +28,23 @@ from fedge.protocol.coordinator import (
     Action,
     Aggregate,
     Aggregated,
-    CohortChosen,
     DeviceGone,
     Event,
     Invite,
-    Round,
     Tick,
     WakeAt,
 )
-from fedge.protocol.ledger import Ledger
-from fedge.protocol.offer import assign, quota_of
-from fedge.selection import choose_cohort
 from schemas.ids import DeviceId
 from schemas.messages import Assignment, Receipt
 from schemas.status import RoundPhase, RoundStatus, RunPhase, Traffic
-from server_app import planning
 from server_app.blobs import RunFiles, load_state, save_state
-from server_app.book import Book, gone_of, open_book
-from server_app.devices import Device
+from server_app.book import Book
 from server_app.downlinks import Downlinks
 from server_app.errors import RunFailed, Stopped, WorkerError
 from server_app.evaluation import Evaluations, RunRecord
 from server_app.house import House
-from server_app.rows import Member, Participation, RunRow, add_round, plus, with_measured
+from server_app.opening import Opening
+from server_app.rows import Member, RunRow, add_round, plus, with_measured
 
 log = logging.getLogger(__name__)
 
@@ -70,16 +63,15 @@ class Driver:
         self.algorithm = build(**row.plan.algorithm.model_dump())
         self.files = RunFiles(house.state_dir, row.run)
         self.downlinks = Downlinks(row.plan.downlink.mode, self.files.downloads, house.max_download_state_bytes)
+        self.opening = Opening(house, self.record, self.algorithm, self.files)
         self.book: Book | None = None
         self.state: ServerState | None = None
-        self.members: dict[DeviceId, Member] = {}
         self.waiting_for = ""
         self._inbox: asyncio.Queue[Event] = asyncio.Queue()
         self._committing: asyncio.Task[None] | None = None
         self._wake_at = NEVER
         self._owed: list[runs.Action] = []
         self._sleepers: set[DeviceId] = set()
-        self._eligibility = planning.Eligibility(row.plan)
         self._stop_reason: str | None = None
         self._mark = house.traffic.total.snapshot()
 
@@ -87,6 +79,11 @@ class Driver:
     def run(self) -> RunRow:
         """The run as it is written down."""
         return self.record.row
+
+    @property
+    def members(self) -> Mapping[DeviceId, Member]:
+        """The devices of the run."""
+        return self.opening.members
 
     def stop(self, reason: str) -> None:
         """End the run as soon as no round is half closed."""
@@ -100,9 +97,11 @@ class Driver:
         if run.layout is None:
             return
         self.state = await asyncio.to_thread(load_state, self.files.state(run.state_round))
-        self.members = await self.house.store.members(run.run)
         self._owed = runs.resume(run.progress)
-        await self._reopen(run.layout, run.progress.round)
+        book = await self.opening.reopen(run.layout, run.progress.round)
+        if book is not None:
+            self._set_book(book)
+            self._inbox.put_nowait(Tick())
         log.info("run resumed", extra={"run": run.run, "round": run.progress.round})
 
     async def drive(self) -> None:
@@ -173,69 +172,27 @@ class Driver:
         if self._stop_reason is not None:
             raise Stopped(self._stop_reason)
 
-    # Opening
-
     async def _open(self, layout: Layout, number: int) -> Book:
-        """Wait until enough devices are available, choose a cohort, and write the round down."""
-        eligible, available = await self._enough_devices(layout)
-        run, fresh = planning.join(self.run, eligible, self.members)
-        members = self.members | {member.device: member for member in fresh}
-        cohort = choose_cohort(run.plan.seed, number, (d.id for d in available), run.plan.cohort.devices)
-        round, _ = coordinator.step(Round(number, quota_of(run.plan)), CohortChosen(cohort), self.house.clock())
-        asked = {}
-        for one in (self.house.devices.by_id[DeviceId(name)] for name in cohort):
-            standing = planning.standing(run, members[one.id], one, self.algorithm.stateful)
-            asked[one.id] = assign(run.plan, run.run, round, one.id, layout, standing, run.dual_epoch, round.opened_at)
-        book = await self._start_book(layout, round, asked, members, self.house.wall_clock())
-        parts = [Participation(name, offer) for name, offer in asked.items()]
-        async with self.record.writing:
-            run = with_measured(run, self.run)
-            await self.house.store.open_round(run, book.round_status(self.traffic()), fresh, parts)
-            self.record.row, self.members = run, members
+        book = await self.opening.open(layout, number, self._pause, self.traffic)
         self._set_book(book)
         return book
 
-    async def _enough_devices(self, layout: Layout) -> tuple[list[Device], list[Device]]:
-        devices, plan = self.house.devices, self.run.plan
-        while True:
-            self._check_stopped()
-            devices.arrived.clear()
-            eligible = [d for d in devices.by_id.values() if self._eligibility.allows(layout, d)]
-            available = [d for d in eligible if devices.is_available(d)]
-            if len(available) >= plan.cohort.updates.min:
-                self.waiting_for = ""
-                return eligible, available
-            self.waiting_for = f"{len(available)} of {plan.cohort.updates.min} devices online"
+    def _pause(self, waiting_for: str) -> None:
+        """Show what the next round waits for, and give those who wait meanwhile what there is for them.
+
+        Raises:
+            Stopped: it need not wait any longer.
+        """
+        self._check_stopped()
+        self.waiting_for = waiting_for
+        if waiting_for:
             self._wake_sleepers()
             self.house.changes.notify()
-            await devices.arrived.wait()
 
-    async def _reopen(self, layout: Layout, number: int) -> None:
-        """Take up the round that was open when the aggregator ended, if one was; its time starts again."""
-        run = self.run
-        status = await self.house.store.round(run.run, number)
-        if status is None or status.closed_at is not None:
-            return
-        asked = await self.house.store.assignments(run.run, number)
-        round = Round(number, quota_of(run.plan), RoundPhase.COLLECTING, self.house.clock(), status.cohort)
-        book = await self._start_book(layout, round, asked, self.members, status.opened_at or self.house.wall_clock())
-        book.round = replace(book.round, updates=book.updates(), gone=gone_of(book))
-        book.fetched.update(asked)  # who had fetched its assignment was not written down: nobody counts as absent
-        log.info("round resumed", extra={"run": run.run, "round": number, "updates": len(book.updates())})
-        self._set_book(book)
-        self._inbox.put_nowait(Tick())
-
-    async def _start_book(self, layout: Layout, round: Round, asked: Asked, members: Members, opened_at: float) -> Book:
-        weights = {device: self.algorithm.weight(members[device].num_examples) for device in asked}
-        ledger, sums = Ledger(len(layout.segments)), SegmentSums(layout, self.run.plan.aggregation.weights)
-        book = Book(self.run.run, round, opened_at, layout, asked, weights, self.algorithm.trust, ledger, sums)
+    def _set_book(self, book: Book) -> None:
         # An inbox for each round: what was reported as the last one closed is none of this one's.
         self._inbox = asyncio.Queue()
         book.report = self._inbox.put_nowait
-        book.commit = await asyncio.to_thread(open_book, book, self.files.journal(round.number))
-        return book
-
-    def _set_book(self, book: Book) -> None:
         if book.commit is not None:
             self._committing = self.house.spawn(book.commit.run())
         self.book = book
@@ -351,7 +308,7 @@ class Driver:
             run = with_measured(replace(run, progress=progress, totals=totals), self.run)
             await self.house.store.end_round(run, status, receipts, moved)
             self.record.row, self.state = run, state
-        self.members |= {member.device: member for member in moved}
+        self.opening.members |= {member.device: member for member in moved}
         self.book = None
         self._note_devices(receipts)
         await self.house.store.save_devices(self.house.devices.take_changed())
