@@ -63,11 +63,27 @@ class Cohort(Model):
 
 
 class Aggregation(Model):
-    """How updates are averaged. ``shrinkage`` trades a bias for less error where rates differ (docs/algorithms.md)."""
+    """How updates are averaged, and until when they count (docs/algorithms.md).
+
+    ``shrinkage`` trades a bias for less error where rates differ. Its error estimate is of whole steps: none is late.
+    """
 
     weights: Literal["plain", "shrinkage"] = Field(
         default="plain", description="plain: unbiased; shrinkage: leans on devices that send more bits"
     )
+    max_staleness: int = Field(
+        default=0,
+        ge=0,
+        le=100,
+        description="rounds after its own in which an update still counts, its step divided by 1 + the rounds it is "
+        "late; 0: its own round alone",
+    )
+
+    @model_validator(mode="after")
+    def _possible(self) -> Self:
+        if self.max_staleness and self.weights == "shrinkage":
+            raise ValueError('max_staleness: late updates need weights = "plain", got weights = "shrinkage"')
+        return self
 
 
 class Plan(Model):

@@ -41,7 +41,8 @@ class Traffic(Model):
 
 
 class RoundStatus(Model):
-    """One round. ``updates`` are complete ones, ``partial`` devices delivered some segments only."""
+    """One round. ``updates`` are complete ones, ``partial`` devices delivered some segments only; ``late`` ones are in
+    neither, and in ``cohort`` only where the round was too small without them."""
 
     round: int
     phase: Annotated[RoundPhase, Field(strict=False)]
@@ -49,6 +50,10 @@ class RoundStatus(Model):
     updates: tuple[DeviceName, ...] = ()
     partial: tuple[DeviceName, ...] = ()
     gone: tuple[DeviceName, ...] = ()
+    late: dict[DeviceName, int] = Field(
+        default={},
+        description="devices whose update of an earlier round counted in this one: how many rounds later",
+    )
     reason: str = Field(default="", description="why the round was abandoned")
     opened_at: float | None = Field(default=None, description="seconds since 1970, UTC")
     closed_at: float | None = None

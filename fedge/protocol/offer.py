@@ -90,21 +90,22 @@ def assign(
     )
 
 
-def certify(run: str, round: Round, ledger: Ledger, device: str) -> Receipt:
-    """Return the receipt of ``device`` for a round that is over.
+def certify(run: str, round: Round, ledger: Ledger, device: str, asked_in: int | None = None) -> Receipt:
+    """Return the receipt of ``device`` for a round that is over, or for round ``asked_in`` before it.
 
     In a closed round every segment that arrived before it closed was applied; in an abandoned one none was.
     """
+    number = round.number if asked_in is None else asked_in
     delivery = ledger.deliveries.get(device)
     applied = ledger.segments(device) if round.phase is RoundPhase.CLOSED else ()
-    if round.phase is RoundPhase.ABANDONED:
+    if round.phase is RoundPhase.ABANDONED and number == round.number:
         outcome = Outcome.ABANDONED
     elif not applied:
         outcome = Outcome.LATE
     else:
         outcome = Outcome.APPLIED if ledger.is_complete(device) else Outcome.PARTIAL
     update = delivery.header.update if delivery else None
-    return Receipt(run=RunId(run), round=round.number, update=update, outcome=outcome, applied=applied)
+    return Receipt(run=RunId(run), round=number, update=update, outcome=outcome, applied=applied)
 
 
 def train_seed(seed: int, round_number: int, device: str) -> int:
