@@ -17,7 +17,7 @@ from fedge.protocol import run as runs
 from fedge.protocol.coordinator import CohortChosen, DeviceGone, Round, UpdateReceived
 from fedge.protocol.ledger import Ledger, Verdict
 from fedge.protocol.offer import Standing, assign, certify, counted_size, mean_size, quota_of
-from fedge.selection import choose_cohort
+from fedge.protocol.staleness import end, late_receipts, seat, step_of
 from fedge.simulation.clock import Clock
 from fedge.simulation.downlinks import Downlinks
 from fedge.simulation.world import World
@@ -70,7 +70,16 @@ class Aggregator:
         self.parked: dict[str, tuple[int | None, Callable[[Work], None]]] = {}
         self.traffic, self.frame_traffic = Traffic(), Traffic()
         self.downlinks = Downlinks(layout, plan.seed)
-        self._assignments: dict[str, Assignment] = {}
+        self.late: Mapping[str, Assignment] = {}
+        """What devices were asked in earlier rounds that may still come."""
+        self.rounds_late: dict[str, int] = {}
+        """Whose update of an earlier round counted in the round that has just ended, and how many rounds later."""
+        self.invited: dict[str, Assignment] = {}
+        """What devices were asked in this round."""
+        self._fetched: set[str] = set()
+        self._idle: set[str] = set()
+        self._refused: set[str] = set()
+        self._is_short = False
 
     def start(self) -> None:
         """Open the run."""
@@ -78,22 +87,28 @@ class Aggregator:
 
     def poll(self, device: str, pending_round: int | None, answer: Callable[[Work], None]) -> None:
         """Answer now if there is a receipt or an assignment for ``device``, else when there is."""
+        if device in self.late and pending_round != self.late[device].round:
+            self._idle.add(device)  # who has a late update to send names it, and who still trains does not ask
+        else:
+            self._idle.discard(device)
         work = self._work_for(device, pending_round)
         if work is not None:
             answer(work)
-        else:
-            self.parked[device] = (pending_round, answer)
+            return
+        self.parked[device] = (pending_round, answer)
+        if self._is_short:
+            self._open_round(self.run.round)
 
     def download(self, device: str, round_number: int, said: StateId, numbers: StateId | None = None) -> bytes:
         """Return what ``device`` makes the params it starts from of: frames, or messages for the state ``said``."""
         self._check_open(round_number)
-        data = self.downlinks.answer(self._assignments[device], device, self.state.params, said, numbers)
+        data = self.downlinks.answer(self.invited[device], device, self.state.params, said, numbers)
         self.frame_traffic.down += len(data)
         return data
 
     def status(self, device: str, round_number: int) -> UpdateStatus:
         """Say which segments of ``device``'s update arrived."""
-        current = round_number == self.round.number
+        current = round_number == self.round.number or self._owes(device, round_number)
         delivery = self.ledger.deliveries.get(device) if current else None
         return UpdateStatus(
             run=RunId(RUN),
@@ -106,8 +121,9 @@ class Aggregator:
 
     def upload(self, device: str, round_number: int, header: UpdateHeader, frames: list[bytes]) -> UpdateStatus:
         """Take what arrived of an upload: all of it or, where the link was cut, the frames that were whole."""
-        self._check_open(round_number)
+        self._check_open(round_number, device)
         if header.refusal is not None:
+            self._refused.add(device)
             if header.refusal is Refusal.STATE_LOST:
                 self.reset_duals = True
             self._round_step(DeviceGone(device, header.refusal))
@@ -115,31 +131,44 @@ class Aggregator:
         self.ledger.take_header(device, header)
         for data in frames:
             self._take_frame(device, data)
-        if self.ledger.is_complete(device):
+        if self.ledger.is_complete(device) and device in self.round.cohort:
             self._round_step(UpdateReceived(device, header.update))
         return self.status(device, round_number)
 
     def _take_frame(self, device: str, data: bytes) -> None:
-        frame, spec = read_frame(data), self._assignments[device].uplink
-        check_frame(self.layout, frame, spec.codec_name, spec.bits)
+        asked, frame = self._asked(device), read_frame(data)
+        check_frame(self.layout, frame, asked.uplink.codec_name, asked.uplink.bits)
         checksum = int.from_bytes(data[16:20], "little")
         self.frame_traffic.up += len(data)
         if self.ledger.check_frame(device, frame.segment, checksum) is Verdict.NEW:
-            x = decode_delta(frame, uplink(self.plan.seed, self.round.number, device), self.algorithm.trust)
+            x = decode_delta(frame, uplink(self.plan.seed, asked.round, device), self.algorithm.trust)
+            step = step_of(self.round.number - asked.round)
             self.ledger.take_frame(device, frame.segment, checksum)
-            self.sums.add(frame.segment, x, self.algorithm.weight(self.sizes[device]), error_of(frame))
+            self.sums.add(frame.segment, x, self.algorithm.weight(self.sizes[device]), error_of(frame), step)
 
-    def _check_open(self, round_number: int) -> None:
-        if round_number != self.round.number or not self.round.is_open:
+    def _asked(self, device: str) -> Assignment:
+        return self.invited[device] if device in self.invited else self.late[device]
+
+    def _owes(self, device: str, round_number: int) -> bool:
+        return device in self.late and self.late[device].round == round_number
+
+    def _check_open(self, round_number: int, device: str = "") -> None:
+        is_known = round_number == self.round.number or self._owes(device, round_number)
+        if not is_known or not self.round.is_open:
             raise Closed(f"round {round_number} takes nothing more")
 
     def _work_for(self, device: str, pending_round: int | None) -> Work | None:
         receipt = None if pending_round is None else self.receipts.get((device, pending_round))
         if pending_round is not None and receipt is None:
+            is_wanted = self._owes(device, pending_round) and self.round.is_open and device not in self._refused
+            if is_wanted and not self.ledger.is_complete(device):
+                return Work(assignment=self.late[device])
             return None
-        invited = self.round.is_open and device in self._assignments
+        invited = self.round.is_open and device in self.invited
         heard = device in self.round.updates or device in self.round.gone
-        assignment = self._assignments[device] if invited and not heard else None
+        assignment = self.invited[device] if invited and not heard else None
+        if assignment is not None:
+            self._fetched.add(device)
         return Work(assignment=assignment, receipt=receipt) if receipt or assignment else None
 
     def _wake(self) -> None:
@@ -159,13 +188,22 @@ class Aggregator:
                     self._run_step(runs.Evaluated())
 
     def _open_round(self, number: int) -> None:
+        plan, owing = self.plan, self.late.keys() - self._idle
+        ready = {d for d in owing if d in self.parked and self.parked[d][0] == self.late[d].round}
+        chosen = seat(plan.seed, number, set(self.world.devices) - owing, ready, plan.cohort)
+        self._is_short = chosen is None
+        if chosen is None:
+            return
+        self._write(late_receipts({device: self.late[device] for device in self._idle}))
+        self.late = {device: asked for device, asked in self.late.items() if device not in self._idle}
         self.round = Round(number, quota_of(self.plan))
         self.ledger = Ledger(len(self.layout.segments))
         self.sums = SegmentSums(self.layout, self.plan.aggregation.weights)
-        self._assignments = {}
+        self.invited = {}
+        self._fetched, self._idle, self._refused = set(), set(), set()
         self.downlinks.begin_round()
-        cohort = choose_cohort(self.plan.seed, number, self.world.devices, self.plan.cohort.devices)
-        self._round_step(CohortChosen(cohort))
+        invited, seated = chosen
+        self._round_step(CohortChosen((*invited, *seated)))
 
     def _round_step(self, event: coordinator.Event) -> None:
         self.round, actions = coordinator.step(self.round, event, self.clock.now)
@@ -188,10 +226,10 @@ class Aggregator:
             self._round_step(coordinator.Tick())
 
     def _invite(self, devices: tuple[str, ...]) -> None:
-        for device in devices:
+        for device in (name for name in devices if name not in self.late):
             standing = Standing(self._relative_size(device), self._applied(device), self.world.limits_of(device))
             try:
-                self._assignments[device] = assign(
+                self.invited[device] = assign(
                     self.plan, RUN, self.round, device, self.layout, standing, self.dual_epoch, self.clock.now
                 )
             except BudgetError as error:
@@ -203,17 +241,35 @@ class Aggregator:
             self._round_step(DeviceGone(device, why))
 
     def _end_round(self, event: runs.Event) -> None:
-        for device in {*self.round.cohort, *self.ledger.deliveries}:
-            receipt = certify(RUN, self.round, self.ledger, device)
-            self.receipts[device, self.round.number] = receipt
-            if receipt.applied:
-                self.last_applied[device] = self.round.number
+        self._settle(runs.step(self.run, event)[0])
         if self.reset_duals and self.state.h is not None:
             self.state = self.state.without_duals()
             self.dual_epoch, self.reset_duals, self.last_applied = self.dual_epoch + 1, False, {}
         self.on_round(self)
         # Planned, not called: rounds that nobody answers would otherwise nest without end.
         self.clock.after(0.0, lambda: self._go_on(event))
+
+    def _settle(self, run: runs.Run) -> None:
+        """Write the receipts that this round decides; what is not heard yet may still come in the next of ``run``."""
+        asked = {**self.invited, **self.late}
+        not_at_work = {*self._refused, *self._idle, *(self.invited.keys() - self._fetched)}
+        has_next = not (run.is_over or run.has_all_rounds)
+        epoch = self.dual_epoch + (self.reset_duals and self.state.h is not None) if has_next else None
+        ending = end(self.round, self.ledger, asked, not_at_work, epoch, self.plan.aggregation.max_staleness)
+        never = {
+            device: certify(RUN, self.round, self.ledger, device) for device in {*self.round.cohort} - asked.keys()
+        }
+        self._write({**ending.receipts, **never})
+        counted = [device for device in self.late if device in ending.receipts and ending.receipts[device].applied]
+        self.rounds_late = {device: self.round.number - self.late[device].round for device in counted}
+        self.late = ending.outstanding
+        self._idle &= self.late.keys()
+
+    def _write(self, receipts: Mapping[str, Receipt]) -> None:
+        for device, receipt in receipts.items():
+            self.receipts[device, receipt.round] = receipt
+            if receipt.applied:
+                self.last_applied[device] = receipt.round
 
     def _go_on(self, event: runs.Event) -> None:
         self._run_step(event)

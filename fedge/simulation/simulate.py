@@ -112,8 +112,9 @@ class Simulation:
 
     def _status(self, aggregator: Aggregator) -> RoundStatus:
         round, ledger = aggregator.round, aggregator.ledger
-        complete = tuple(DeviceId(name) for name in round.updates)
-        losses = [ledger.deliveries[name].header.loss for name in round.updates]
+        rounds_late, invited = aggregator.rounds_late, aggregator.invited
+        complete = tuple(DeviceId(name) for name in round.updates if name in invited)
+        losses = [ledger.deliveries[name].header.loss for name in complete]
         known = [loss for loss in losses if loss is not None]
         frames = aggregator.frame_traffic
         spent = Traffic(up=frames.up - self._seen.up, down=frames.down - self._seen.down)
@@ -125,7 +126,8 @@ class Simulation:
             phase=round.phase,
             cohort=tuple(DeviceId(name) for name in round.cohort),
             updates=complete,
-            partial=tuple(DeviceId(name) for name in ledger.deliveries if name not in round.updates),
+            partial=tuple(DeviceId(name) for name in ledger.deliveries if name in invited and name not in complete),
+            late={DeviceId(name): rounds for name, rounds in rounds_late.items()},
             gone=tuple(DeviceId(name) for name in round.gone),
             reason=round.reason,
             opened_at=round.opened_at,
@@ -137,5 +139,5 @@ class Simulation:
             perturbation=aggregator.downlinks.perturbation,
             traffic=spent,
             frame_bytes=spent,
-            float32_bytes=Traffic(up=vector * len(complete), down=vector * len(round.cohort)),
+            float32_bytes=Traffic(up=vector * (len(complete) + len(rounds_late)), down=vector * len(round.cohort)),
         )
