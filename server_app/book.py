@@ -9,7 +9,7 @@ from __future__ import annotations
 import asyncio
 import math
 from collections import Counter
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -18,13 +18,13 @@ from fedge.frames import Frame, read_frame
 from fedge.layout import Layout, Vector
 from fedge.protocol.coordinator import DeviceGone, Event, Round, UpdateReceived
 from fedge.protocol.ledger import Ledger
-from fedge.protocol.offer import certify
+from fedge.protocol.staleness import Ending, end, may_come, step_of
 from fedge.update import Stream, Trust, decode_delta, uplink
 from fedge.weighting import error_of
 from schemas.ids import DeviceId, RunId
-from schemas.messages import Assignment, Receipt, Refusal, UpdateHeader, UpdateStatus
+from schemas.messages import Assignment, Refusal, UpdateHeader, UpdateStatus
 from schemas.packing import pack, unpack
-from schemas.status import RoundStatus, Traffic
+from schemas.status import RoundPhase, RoundStatus, Traffic
 from server_app.body import Body
 from server_app.errors import Refused
 from server_app.journal import Entry, GroupCommit, Journal, Kind, Record
@@ -35,6 +35,7 @@ from server_app.traffic import Account
 class Book:
     """One round that takes updates. ``report`` hands events to the coordinator.
 
+    ``assignments`` are the cohort's, ``late`` those of devices whose update of an earlier round may still come.
     ``weights`` are the devices' weights in the mean, from what is on record and not from what an update says; ``trust``
     is the algorithm's, by which decoded frames are multiplied.
     ``conflicts`` are devices that sent another update or frame than before: this round they will not get whole.
@@ -49,6 +50,8 @@ class Book:
     trust: Trust
     ledger: Ledger
     sums: SegmentSums
+    late: Mapping[DeviceId, Assignment] = field(default_factory=dict)
+    max_staleness: int = 0
     refusals: dict[DeviceId, UpdateHeader] = field(default_factory=dict)
     conflicts: set[DeviceId] = field(default_factory=set)
     fetched: set[DeviceId] = field(default_factory=set)
@@ -61,20 +64,24 @@ class Book:
     commit: GroupCommit | None = None
     report: Callable[[Event], None] = lambda event: None
 
-    def assignment(self, device: DeviceId) -> Assignment:
-        """Return what ``device`` was asked.
+    def asked(self, device: DeviceId) -> Assignment | None:
+        """Return what ``device`` was asked, in this round or in an earlier one whose update may still come."""
+        return self.assignments.get(device) or self.late.get(device)
+
+    def assignment(self, device: DeviceId, number: int) -> Assignment:
+        """Return what ``device`` was asked in round ``number``.
 
         Raises:
             Refused: 403, it was not invited.
         """
-        found = self.assignments.get(device)
-        if found is None:
-            raise Refused(403, "not_invited", f"{device} was not invited to round {self.round.number} of {self.run}")
+        found = self.asked(device)
+        if found is None or found.round != number:
+            raise Refused(403, "not_invited", f"{device} was not invited to round {number} of {self.run}")
         return found
 
     def wants(self, device: DeviceId) -> bool:
-        """Whether ``device`` was invited and still owes something in this round."""
-        invited = self.round.is_open and device in self.assignments
+        """Whether ``device`` was asked and still owes something in this round."""
+        invited = self.round.is_open and self.asked(device) is not None
         is_done = device in self.refusals or device in self.conflicts or self.ledger.is_complete(device)
         return invited and not is_done
 
@@ -85,8 +92,13 @@ class Book:
             self.report(DeviceGone(device, f"conflict: {why}"))
 
     def stream(self, device: DeviceId) -> Stream:
-        """Return what the seeds of the device's frames derive from."""
-        return uplink(self.assignments[device].seed, self.round.number, device)
+        """Return what the seeds of the device's frames derive from: the round that it trained in."""
+        asked = self._owed(device)
+        return uplink(asked.seed, asked.round, device)
+
+    def rounds_late(self, device: DeviceId) -> int:
+        """Return how many rounds before this one the device was asked."""
+        return self.round.number - self._owed(device).round
 
     def header_entry(self, device: DeviceId, header: UpdateHeader) -> Entry:
         """Return the header of a device's update as an entry of the journal."""
@@ -99,10 +111,10 @@ class Book:
 
     def frame_entry(self, device: DeviceId, data: bytes, frame: Frame, x: Vector) -> Entry:
         """Return one checked and decoded frame, ``x`` what it counts for, as an entry of the journal."""
-        weight, error = self.weights[device], error_of(frame)
+        weight, error, step = self.weights[device], error_of(frame), step_of(self.rounds_late(device))
         return Entry(
             Record(Kind.FRAME, device, data),
-            lambda: self.sums.add(frame.segment, x, weight, error),
+            lambda: self.sums.add(frame.segment, x, weight, error, step),
             lambda: self._take_frame(device, data, frame),
         )
 
@@ -120,48 +132,62 @@ class Book:
             entry.take()
 
     def updates(self) -> dict[str, str]:
-        """Return the complete updates, by device in the order of their first frame."""
-        deliveries = self.ledger.deliveries
-        return {name: d.header.update for name, d in deliveries.items() if self.ledger.is_complete(name)}
+        """Return the complete updates of the cohort, by device in the order of their first frame."""
+        deliveries, cohort = self.ledger.deliveries, set(self.round.cohort)
+        complete = {name: d for name, d in deliveries.items() if self.ledger.is_complete(name) and name in cohort}
+        return {name: delivery.header.update for name, delivery in complete.items()}
 
     def is_dual_lost(self) -> bool:
         """Whether a device said that its dual no longer fits the server's h."""
         return any(header.refusal is Refusal.STATE_LOST for header in self.refusals.values())
 
     def mean_loss(self) -> float | None:
-        """Return the mean local loss of the complete updates that stated one."""
-        headers = [self.ledger.deliveries[device].header for device in self.updates()]
+        """Return the mean local loss of the complete updates that stated one, late ones apart."""
+        complete = [device for device in self.updates() if device in self.assignments]
+        headers = [self.ledger.deliveries[device].header for device in complete]
         losses = [header.loss for header in headers if header.loss is not None]
         # Divided first: a sum of losses that are all finite may not be.
         mean = sum(loss / len(losses) for loss in losses)
         return mean if losses and math.isfinite(mean) else None
 
-    def receipts(self) -> dict[DeviceId, Receipt]:
-        """Return what every invited device is told for ever, once the round is over."""
-        return {device: certify(self.run, self.round, self.ledger, device) for device in self.assignments}
+    def ending(self, idle: Collection[DeviceId], dual_epoch: int | None) -> Ending[DeviceId]:
+        """Return what the round leaves, once it is over; ``dual_epoch`` is that of the next, None where there is none.
+
+        ``idle`` are devices that have asked for other work while they owed a late update.
+        """
+        asked = {**self.assignments, **self.late}
+        absent = {device for device in self.assignments if device not in self.fetched}
+        not_at_work = {*absent, *self.refusals, *self.conflicts, *idle}
+        return end(self.round, self.ledger, asked, not_at_work, dual_epoch, self.max_staleness)
 
     def status(self, device: DeviceId) -> UpdateStatus:
-        """Return which segments of the device's update are durable."""
-        delivery = self.ledger.deliveries.get(device)
+        """Return which segments of the device's update are durable.
+
+        As the round closes an update of which nothing came may still be for the next: who trains need not stop.
+        """
+        delivery, asked = self.ledger.deliveries.get(device), self._owed(device)
+        stays = delivery is None and may_come(asked, self.round.number + 1, asked.dual_epoch, self.max_staleness)
         return UpdateStatus(
             run=self.run,
-            round=self.round.number,
+            round=asked.round,
             update=delivery.header.update if delivery else None,
             segments=self.ledger.segments(device),
             is_complete=self.ledger.is_complete(device),
-            is_open=self.round.is_open,
+            is_open=self.round.is_open or stays,
         )
 
     def round_status(self, traffic: Traffic, closed_at: float | None = None) -> RoundStatus:
         """Return what people see of the round."""
-        complete = self.updates()
         sent = [DeviceId(name) for name in self.ledger.deliveries if self.ledger.segments(name)]
+        complete = [name for name in sent if self.ledger.is_complete(name)]
+        late = {} if self.round.phase is RoundPhase.ABANDONED else {name: self.rounds_late(name) for name in sent}
         return RoundStatus(
             round=self.round.number,
             phase=self.round.phase,
-            cohort=tuple(self.assignments),
-            updates=tuple(DeviceId(name) for name in complete),
-            partial=tuple(name for name in sent if name not in complete),
+            cohort=tuple(DeviceId(name) for name in self.round.cohort),
+            updates=tuple(name for name in complete if name in self.assignments),
+            partial=tuple(name for name in sent if name not in complete and name in self.assignments),
+            late={name: rounds for name, rounds in late.items() if rounds},
             gone=tuple(DeviceId(name) for name in self.round.gone),
             reason=self.round.reason,
             opened_at=self.opened_at,
@@ -182,11 +208,14 @@ class Book:
         self.bytes_down[device] += size
         self.perturbations.append(perturbation)
 
+    def _owed(self, device: DeviceId) -> Assignment:
+        return self.assignments[device] if device in self.assignments else self.late[device]
+
     def _take_frame(self, device: DeviceId, data: bytes, frame: Frame) -> None:
         self.ledger.take_frame(device, frame.segment, int.from_bytes(data[16:20], "little"))
         self.frame_bytes.up += len(data)
         self.float32_bytes.up += 4 * frame.count
-        if self.ledger.is_complete(device):
+        if self.ledger.is_complete(device) and device in self.round.cohort:
             self.report(UpdateReceived(device, self.ledger.deliveries[device].header.update))
 
     def _take_refusal(self, device: DeviceId, header: UpdateHeader) -> None:

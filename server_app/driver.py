@@ -34,6 +34,7 @@ from fedge.protocol.coordinator import (
     Tick,
     WakeAt,
 )
+from fedge.protocol.staleness import late_receipts
 from schemas.ids import DeviceId
 from schemas.messages import Assignment, Receipt
 from schemas.status import RoundPhase, RoundStatus, RunPhase, Traffic
@@ -54,7 +55,7 @@ Members = Mapping[DeviceId, Member]
 
 
 class Driver:
-    """Drives one run. Handlers read ``run``, ``state``, ``book``, ``members`` and ``waiting_for``."""
+    """Drives one run. Handlers read ``run``, ``state``, ``book``, ``members``, ``roster`` and ``waiting_for``."""
 
     def __init__(self, house: House, row: RunRow) -> None:
         self.house = house
@@ -64,6 +65,7 @@ class Driver:
         self.files = RunFiles(house.state_dir, row.run)
         self.downlinks = Downlinks(row.plan.downlink.mode, self.files.downloads, house.max_download_state_bytes)
         self.opening = Opening(house, self.record, self.algorithm, self.files)
+        self.roster = self.opening.roster
         self.book: Book | None = None
         self.state: ServerState | None = None
         self.waiting_for = ""
@@ -83,7 +85,7 @@ class Driver:
     @property
     def members(self) -> Mapping[DeviceId, Member]:
         """The devices of the run."""
-        return self.opening.members
+        return self.roster.members
 
     def stop(self, reason: str) -> None:
         """End the run as soon as no round is half closed."""
@@ -240,7 +242,7 @@ class Driver:
         for action in actions:
             match action:
                 case Invite(devices):
-                    self._sleepers.update(DeviceId(name) for name in devices)
+                    self._sleepers.update((DeviceId(name) for name in devices), book.late)
                     self._wake_sleepers()
                 case WakeAt(at):
                     self._wake_at = at
@@ -295,20 +297,24 @@ class Driver:
         return state.without_duals() if book.is_dual_lost() else state
 
     async def _finish_round(self, book: Book, run: RunRow, state: ServerState | None, event: runs.Event) -> None:
-        number, epoch, receipts = book.round.number, self.run.dual_epoch, book.receipts()
+        number, epoch = book.round.number, self.run.dual_epoch
+        progress, self._owed = runs.step(run.progress, event)
+        has_next = not (progress.is_over or progress.has_all_rounds)
+        ending = book.ending(self.roster.idle, run.dual_epoch if has_next else None)
+        receipts = ending.receipts
         if state is not None and state is not self.state:
             await asyncio.to_thread(save_state, self.files.state(number), state)
-        applied = [device for device, receipt in receipts.items() if receipt.applied]
-        moved = [replace(self.members[d], dual_epoch=epoch, last_applied=number) for d in applied]
+        applied = {device: receipt.round for device, receipt in receipts.items() if receipt.applied}
+        moved = [replace(self.members[d], dual_epoch=epoch, last_applied=asked) for d, asked in applied.items()]
         previous, status = self.run.state_round, book.round_status(self.traffic(), self.house.wall_clock())
         self._mark = plus(self._mark, status.traffic)
-        progress, self._owed = runs.step(run.progress, event)
         async with self.record.writing:
             totals = add_round(run.totals, status)
             run = with_measured(replace(run, progress=progress, totals=totals), self.run)
             await self.house.store.end_round(run, status, receipts, moved)
             self.record.row, self.state = run, state
-        self.opening.members |= {member.device: member for member in moved}
+        self.roster.members |= {member.device: member for member in moved}
+        self.roster.end_round(ending.outstanding)
         self.book = None
         self._note_devices(receipts)
         await self.house.store.save_devices(self.house.devices.take_changed())
@@ -339,6 +345,11 @@ class Driver:
         if self.book is not None:
             self.book.round = replace(self.book.round, phase=RoundPhase.ABANDONED, reason=reason)
             await self._abandon(self.book, reason)
+        # A run that ends between two rounds, or that ended as the aggregator did, takes no late updates either.
+        if self.roster.outstanding:
+            await self.house.store.save_receipts(late_receipts(self.roster.outstanding))
+            self._sleepers.update(self.roster.outstanding)
+            self.roster.end_round({})
         self.waiting_for = ""
         last = self.traffic()
         self._mark = plus(self._mark, last)

@@ -105,13 +105,20 @@ class Federation:
         book = self.driver.book if self.driver is not None else None
         return book if book is not None and (book.run, book.round.number) == (run, number) else None
 
-    async def book(self, run: str, number: int) -> Book:
-        """Return the book of this round.
+    def late_book(self, run: str, number: int, device: DeviceId) -> Book | None:
+        """Return the book of the open round where it takes the device's update of this earlier one."""
+        book = self.driver.book if self.driver is not None else None
+        return book if book is not None and self._owes(run, number, device) else None
+
+    async def book(self, run: str, number: int, device: DeviceId | None = None) -> Book:
+        """Return the book of this round, or the one that takes the update of ``device`` for it.
 
         Raises:
             Refused: 404 for a run or round that does not exist, 410 for a round that is over.
         """
         book = self.open_book(run, number)
+        if book is None and device is not None:
+            book = self.late_book(run, number, device)
         if book is not None:
             return book
         row = await self.find(run)
@@ -123,12 +130,18 @@ class Federation:
         """Return what ``device`` is to do now; None where there is nothing.
 
         ``pending`` names the round the device holds an update for. While that round is open and has the whole update,
-        the device waits for its receipt and is asked for nothing else.
+        the device waits for its receipt and is asked for nothing else; so while the update may come in a later round,
+        until one opens that wants it.
         """
         receipt = None
+        if self.driver is not None:
+            self.driver.roster.note_poll(device.id, pending)
         if pending is not None:
-            book = self.open_book(*pending)
-            if book is not None and not book.wants(device.id):
+            is_owed = self._owes(*pending, device.id)
+            book = self.late_book(*pending, device.id) if is_owed else self.open_book(*pending)
+            if is_owed and book is not None and book.wants(device.id):
+                return Work(assignment=self._ask(device, book, book.late[device.id]))
+            if is_owed or (book is not None and not book.wants(device.id)):
                 return None
             if book is None:
                 receipt = await self.receipt(RunId(pending[0]), pending[1], device.id)
@@ -142,10 +155,12 @@ class Federation:
 
     async def update_status(self, run: str, number: int, device: DeviceId) -> UpdateStatus:
         """Return which segments of a device's update arrived, or were applied where the round is over."""
-        book = self.open_book(run, number)
+        book = self.open_book(run, number) or self.late_book(run, number, device)
         if book is not None:
-            book.assignment(device)
+            book.assignment(device, number)
             return book.status(device)
+        if self._owes(run, number, device):
+            return UpdateStatus(run=RunId(run), round=number, update=None, segments=(), is_complete=False, is_open=True)
         row = await self.find(run)
         if not 1 <= number <= row.progress.round:
             raise Refused(404, "unknown_round", f"expected a round of 1..{row.progress.round} of {run}, got {number}")
@@ -159,16 +174,21 @@ class Federation:
             is_open=False,
         )
 
+    def _owes(self, run: str, number: int, device: DeviceId) -> bool:
+        return self.driver is not None and self.driver.roster.owes(device, run, number)
+
     def _assignment(self, device: Device) -> Assignment | None:
-        driver = self.driver
-        if driver is None or driver.book is None or not driver.book.wants(device.id):
+        book = self.driver.book if self.driver is not None else None
+        if book is None or device.id not in book.assignments or not book.wants(device.id):
             return None
-        book = driver.book
+        return self._ask(device, book, book.assignments[device.id])
+
+    def _ask(self, device: Device, book: Book, asked: Assignment) -> Assignment:
         over_at = book.round.opened_at + book.round.quota.max_seconds
         left = over_at - self.house.clock()
         book.fetched.add(device.id)
         device.busy_until = over_at
-        return book.assignments[device.id].model_copy(update={"seconds_left": max(left, 0.0)})
+        return asked.model_copy(update={"seconds_left": max(left, 0.0)})
 
     # What people see
 

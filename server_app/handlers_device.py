@@ -125,7 +125,7 @@ async def download(request: web.Request) -> web.StreamResponse:
     context, device, _ = authenticate(request)
     number, claim = _number(request.query.get("round", "")), _claim(request)
     book = await context.federation.book(request.match_info["run"], number)
-    asked = book.assignment(device.id)
+    asked = book.assignment(device.id, number)
     driver = context.federation.driver
     if driver is None or driver.state is None or not book.round.is_open:
         raise round_over(book.run, number)
@@ -166,8 +166,8 @@ async def upload(request: web.Request) -> web.Response:
     """Take an update; what was durable before a fault, or before the connection died, stays."""
     context, device, _ = authenticate(request)
     number = _number(request.match_info["number"])
-    book = await context.federation.book(request.match_info["run"], number)
-    book.assignment(device.id)
+    book = await context.federation.book(request.match_info["run"], number, device.id)
+    book.assignment(device.id, number)
     _check_kind(request)
     cap = max_body_bytes(book.layout)
     if (request.content_length or 0) > cap:
@@ -176,7 +176,7 @@ async def upload(request: web.Request) -> web.Response:
         raise round_over(book.run, number)
     body = Body(request.content, cap, context.config.min_upload_bytes_per_second)
     try:
-        status = await context.intake.take(book, device.id, body)
+        status = await context.intake.take(book, device.id, number, body)
     except ConnectionError:
         raise
     except Exception as error:

@@ -46,13 +46,15 @@ class Intake:
     slots: asyncio.Semaphore
     group: int
 
-    async def take(self, book: Book, device: DeviceId, body: Body) -> UpdateStatus:
-        """Take one upload of ``device``. Of two at a time, the first ends where it is: its connection is likely dead.
+    async def take(self, book: Book, device: DeviceId, number: int, body: Body) -> UpdateStatus:
+        """Take one upload of ``device`` for round ``number``.
+
+        Of two at a time, the first ends where it is: its connection is likely dead.
 
         Raises:
             Refused, PackingError, InvalidInput, FrameError, CodecError, Conflict: why not, or not all of it.
         """
-        book.assignment(device)
+        book.assignment(device, number)
         if device in book.uploads:
             book.uploads[device].cut()
         book.uploads[device] = body
@@ -63,7 +65,7 @@ class Intake:
                 if header.refusal is not None:
                     await self._refuse(book, device, header)
                 else:
-                    await _Upload(self, book, device, header).take(rest, pieces, body)
+                    await _Upload(self, book, device, number, header).take(rest, pieces, body)
             except Conflict as error:
                 book.note_conflict(device, str(error))
                 raise
@@ -79,10 +81,10 @@ class Intake:
 class _Upload:
     """One upload under way."""
 
-    def __init__(self, intake: Intake, book: Book, device: DeviceId, header: UpdateHeader) -> None:
+    def __init__(self, intake: Intake, book: Book, device: DeviceId, number: int, header: UpdateHeader) -> None:
         book.ledger.check_header(device, header)
         self.intake, self.book, self.device, self.header = intake, book, device, header
-        self.spec, self.stream = book.assignments[device].uplink, book.stream(device)
+        self.spec, self.stream = book.assignment(device, number).uplink, book.stream(device)
 
     async def take(self, rest: bytes, pieces: AsyncIterator[bytes], body: Body) -> None:
         """Take the frames, a group at a time; a fault is raised after the good frames before it."""

@@ -64,7 +64,7 @@ class Member:
 
 @dataclass(frozen=True, slots=True)
 class Participation:
-    """A device in a round: what it was asked, and what became of it once the round was over."""
+    """A device in a round: what it was asked, and what became of it once that is known."""
 
     device: DeviceId
     assignment: Assignment

@@ -128,9 +128,17 @@ class Store:
             await _save_round(connection, run, status)
 
     async def open_round(
-        self, run: RunRow, status: RoundStatus, fresh: Sequence[Member], asked: Sequence[Participation]
+        self,
+        run: RunRow,
+        status: RoundStatus,
+        fresh: Sequence[Member],
+        asked: Sequence[Participation],
+        given_up: Mapping[DeviceId, Receipt] | None = None,
     ) -> None:
-        """Write down that a round begins: who is new in the run, and what each invited device is asked."""
+        """Write down that a round begins: who is new in the run, and what each invited device is asked.
+
+        ``given_up`` are receipts of devices of whom nothing of an earlier round will come any more.
+        """
         async with self.engine.begin() as connection:
             await _save_run(connection, run)
             await _save_round(connection, run.run, status)
@@ -139,25 +147,35 @@ class Store:
             for one in asked:
                 values = {"assignment": pack(one.assignment), **_key(run.run, status.round, one.device)}
                 await _put(connection, participations, {**values, "update": None, "outcome": None, "applied": None})
+            await _save_receipts(connection, given_up or {})
 
     async def end_round(
         self, run: RunRow, status: RoundStatus, receipts: Mapping[DeviceId, Receipt], moved: Sequence[Member]
     ) -> None:
-        """Write down that a round is over: every receipt, and the members whose last applied round moved."""
+        """Write down that a round is over: every receipt that it decides, of whatever round, and the members whose
+        last applied round moved."""
         async with self.engine.begin() as connection:
             await _save_run(connection, run)
             await _save_round(connection, run.run, status)
             for member in moved:
                 await _save_member(connection, run.run, member)
-            for device, receipt in receipts.items():
-                key = _key(run.run, status.round, device)
-                answer = {"update": receipt.update, "outcome": receipt.outcome, "applied": list(receipt.applied)}
-                await connection.execute(participations.update().where(_is(participations, key)).values(answer))
+            await _save_receipts(connection, receipts)
+
+    async def save_receipts(self, receipts: Mapping[DeviceId, Receipt]) -> None:
+        """Write down what became of participations."""
+        async with self.engine.begin() as connection:
+            await _save_receipts(connection, receipts)
 
     async def assignments(self, run: str, number: int) -> dict[DeviceId, Assignment]:
         """Return what each invited device of a round was asked."""
         where = (participations.c.run == run, participations.c.round == number)
         found = await self._rows(sa.select(participations).where(*where))
+        return {row["device"]: unpack(Assignment, row["assignment"]) for row in found}
+
+    async def outstanding(self, run: str, number: int) -> dict[DeviceId, Assignment]:
+        """Return what devices were asked before round ``number`` that has no receipt yet."""
+        where = (participations.c.run == run, participations.c.round < number, participations.c.outcome.is_(None))
+        found = await self._rows(sa.select(participations).where(*where).order_by(participations.c.round))
         return {row["device"]: unpack(Assignment, row["assignment"]) for row in found}
 
     async def receipt(self, run: str, number: int, device: str) -> Receipt | None:
@@ -209,6 +227,13 @@ async def _save_round(connection: AsyncConnection, run: str, status: RoundStatus
 async def _save_member(connection: AsyncConnection, run: str, member: Member) -> None:
     values = {name: getattr(member, name) for name in Member.__slots__}
     await _put(connection, members, {"run": run, **values})
+
+
+async def _save_receipts(connection: AsyncConnection, receipts: Mapping[DeviceId, Receipt]) -> None:
+    for device, receipt in receipts.items():
+        key = _key(receipt.run, receipt.round, device)
+        answer = {"update": receipt.update, "outcome": receipt.outcome, "applied": list(receipt.applied)}
+        await connection.execute(participations.update().where(_is(participations, key)).values(answer))
 
 
 _PROGRESS = ("phase", "round", "rounds_closed", "rounds_abandoned", "abandoned_in_row", "reason")

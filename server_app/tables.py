@@ -5,7 +5,8 @@
     runs              one line each, with totals
     rounds            one line each: the ``RoundStatus`` as it stands
     members           a device in a run: its fixed relative size, and its last applied round in a dual epoch
-    participations    a device in a round: what it was asked, and the receipt once the round is over
+    participations    a device in a round: what it was asked, and the receipt once the round is over, or a later one in
+                      which its update might still have come
 
 Every change of more than one table is one transaction (``server_app.store``). ``migrations`` holds the history.
 """
