@@ -9,9 +9,9 @@ While an update is outstanding its device is invited to no other round: the dual
 the server knows. A device that asks for work and does not name that update has lost it, or never began. Where fewer
 devices are free than a round needs, those that stand at the door with an outstanding update sit in its cohort.
 
-A delta that was trained from older params points at where the model was, hence the shorter step. S takes all of it, since
-the device's dual does. Xie, Koyejo and Gupta, Asynchronous Federated Optimization, 2019: their
-polynomial s(τ) = (1 + τ)^-a, with a = 1 (https://arxiv.org/abs/1903.03934).
+A delta that was trained from older params points at where the model was, hence the shorter step. S takes all of it,
+since the device's dual does. Xie, Koyejo and Gupta, Asynchronous Federated Optimization, 2019: their polynomial
+s(τ) = (1 + τ)^-a, with a = 1 (https://arxiv.org/abs/1903.03934).
 """
 
 from __future__ import annotations

@@ -256,10 +256,9 @@ class Aggregator:
         has_next = not (run.is_over or run.has_all_rounds)
         epoch = self.dual_epoch + (self.reset_duals and self.state.h is not None) if has_next else None
         ending = end(self.round, self.ledger, asked, not_at_work, epoch, self.plan.aggregation.max_staleness)
-        never = {
-            device: certify(RUN, self.round, self.ledger, device) for device in {*self.round.cohort} - asked.keys()
-        }
-        self._write({**ending.receipts, **never})
+        unable = set(self.round.cohort) - asked.keys()  # no budget left room for an assignment
+        self._write({device: certify(RUN, self.round, self.ledger, device) for device in unable})
+        self._write(ending.receipts)
         counted = [device for device in self.late if device in ending.receipts and ending.receipts[device].applied]
         self.rounds_late = {device: self.round.number - self.late[device].round for device in counted}
         self.late = ending.outstanding
