@@ -97,6 +97,11 @@ class Result:
         return sum(r.phase is RoundPhase.CLOSED for r in self.rounds)
 
     @property
+    def late_updates(self) -> int:
+        """How many updates counted in a later round than their own."""
+        return sum(len(r.late) for r in self.rounds)
+
+    @property
     def shrunk_by(self) -> float | None:
         """How far shrinkage moved the mean in the median round, over the plain mean's length; None: plain weights."""
         moved = [r.shrunk_by for r in self.rounds if r.shrunk_by is not None]
@@ -117,6 +122,7 @@ def summary(result: Result, report_dir: Path | None) -> dict[str, Any]:
         "per_bit_accuracy": result.per_bit_accuracy,
         "rounds": result.rounds_closed,
         "rounds_abandoned": sum(r.phase is RoundPhase.ABANDONED for r in result.rounds),
+        "late_updates": result.late_updates,
         "devices": result.devices,
         "seed": result.plan.seed,
         "weights": result.plan.aggregation.weights,
@@ -148,6 +154,8 @@ def rows(result: Result) -> list[tuple[str, str]]:
         ("weights in the mean", weights_words(result.plan.aggregation.weights, result.shrunk_by)),
         ("time", as_seconds(result.seconds)),
     ]
+    if result.plan.aggregation.max_staleness:
+        table.insert(-1, ("late updates that counted", str(result.late_updates)))
     for label, is_up in (("up", True), ("down", False)):
         s, f, b = ((t.up if is_up else t.down) for t in (sent, frames, bare))
         if s:

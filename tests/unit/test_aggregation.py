@@ -76,3 +76,34 @@ def test_what_must_not_enter_is_refused_and_leaves_the_sums_alone(index, x, weig
         sums.add(index, x, weight)
     assert isinstance(caught.value, FedgeError)
     assert (sums.total.tobytes(), sums.weight.tolist(), sums.count.tolist()) == before
+
+
+def test_a_late_update_is_in_the_sum_in_full_and_moves_the_mean_by_its_step():
+    sums = SegmentSums(LAYOUT)
+    sums.add(2, np.full(5, 6, np.float32), weight=3.0)
+    sums.add(2, np.full(5, 8, np.float32), weight=1.0, step=0.5)
+    sums.add(0, np.full(1024, 1, np.float32), weight=2.0)
+    assert set(sums.total[2400:]) == {26.0} and sums.weight[2] == 4.0
+    assert set(sums.mean()[2400:]) == {(18.0 + 4.0) / 4.0}
+    assert set(sums.mean()[:1024]) == {1.0}
+
+
+def test_where_all_are_late_alike_the_mean_is_their_step_times_it():
+    late, whole = SegmentSums(LAYOUT), SegmentSums(LAYOUT)
+    for seed, weight in ((1, 2.0), (2, 0.5)):
+        late.add(1, delta(1, seed), weight, step=0.25)
+        whole.add(1, delta(1, seed), weight)
+    np.testing.assert_array_equal(late.total, whole.total)
+    np.testing.assert_allclose(late.mean(), 0.25 * whole.mean(), rtol=1e-15)
+
+
+def test_a_sum_that_nothing_late_came_to_is_held_once():
+    sums = SegmentSums(LAYOUT)
+    sums.add(2, delta(2, 0), weight=1.0, step=1.0)
+    assert sums.moved is None
+
+
+@pytest.mark.parametrize(("weights", "step"), [("plain", 0.0), ("plain", 1.5), ("plain", np.nan), ("shrinkage", 0.5)])
+def test_a_step_that_is_none_is_refused(weights, step):
+    with pytest.raises(AggregationError, match="expected a step"):
+        SegmentSums(LAYOUT, weights).add(2, delta(2, 0), weight=1.0, error=0.1, step=step)

@@ -171,3 +171,13 @@ def test_a_run_with_next_to_nothing_measured_still_has_plots(rounds: tuple[Round
 def test_a_plan_as_toml_reads_back_the_same() -> None:
     plan = Plan(task="a:b", rounds=2, algorithm=FedProx(name="fedprox", mu=1e-05))
     assert plan_from_toml(plan_toml(plan)) == plan
+
+
+def test_late_updates_that_counted_are_added_up() -> None:
+    calm = a_result(ROUNDS)
+    assert summary(calm, None)["late_updates"] == 0
+    assert "late updates that counted" not in dict(rows(calm))
+    plan = calm.plan.model_copy(update={"aggregation": Aggregation(max_staleness=3)})
+    late = replace(calm, plan=plan, rounds=(closed(1), closed(2, late={"b": 1}), closed(3, late={"b": 2, "c": 1})))
+    assert summary(late, None)["late_updates"] == 3
+    assert dict(rows(late))["late updates that counted"] == "3"

@@ -136,3 +136,24 @@ async def test_tokens_are_kept_with_their_role(tmp_path: Path) -> None:
     async with Store.open("", tmp_path) as store:
         await store.add_token("ab" * 32, Role.VIEWER, "wall", 1.0)
         assert await store.tokens() == {"ab" * 32: Role.VIEWER}
+
+
+async def test_a_participation_without_an_outcome_is_outstanding_until_its_receipt_is_written(tmp_path: Path) -> None:
+    pi, a = DeviceId("pi"), DeviceId("a")
+    async with Store.open("", tmp_path) as store:
+        run = await store.add_run("tiny", PLAN, 0.0)
+        first, second = (RoundStatus(round=number, phase=RoundPhase.COLLECTING) for number in (1, 2))
+        await store.open_round(run, first, [], [Participation(name, asked(run.run, 1)) for name in (pi, a)])
+        done = Receipt(run=run.run, round=1, update="ab" * 8, outcome=Outcome.APPLIED, applied=(0,))
+        await store.end_round(run, first, {a: done}, [])
+        assert await store.outstanding(run.run, 1) == {}
+        assert await store.outstanding(run.run, 2) == {pi: asked(run.run, 1)}
+        late = Receipt(run=run.run, round=1, update="cd" * 8, outcome=Outcome.PARTIAL, applied=(3,))
+        await store.open_round(run, second, [], [Participation(a, asked(run.run, 2))])
+        assert await store.outstanding(run.run, 2) == {pi: asked(run.run, 1)}
+        await store.end_round(run, second, {pi: late}, [])
+        assert await store.receipt(run.run, 1, pi) == late
+        assert await store.outstanding(run.run, 2) == {}
+        given_up = Receipt(run=run.run, round=2, update=None, outcome=Outcome.LATE, applied=())
+        await store.open_round(run, RoundStatus(round=3, phase=RoundPhase.COLLECTING), [], [], {a: given_up})
+        assert await store.receipts(a, None) == [done, given_up]
