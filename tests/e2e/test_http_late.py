@@ -6,19 +6,22 @@ import asyncio
 from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 import pytest_asyncio
 
 from fedge.aggregation import SegmentSums
-from fedge.algorithms import build
+from fedge.algorithms import ServerState, build
 from fedge.frames import read_frame
 from fedge.layout import Vector
 from fedge.update import decode_delta, uplink
 from schemas.messages import Assignment, Outcome, Refusal, UpdateHeader
 from schemas.status import RoundStatus
 from server_app.blobs import load_state
+from server_app.rows import RunRow
+from server_app.store import Store
 from tests.support.http import LAYOUT, Device, Refused, Serving, body_of, cohort, initial_params, invited, serving
 
 FEDDYN = build("feddyn", alpha=0.1)
@@ -261,31 +264,67 @@ async def test_a_run_that_is_stopped_settles_what_is_outstanding(three) -> None:
         await server.until_over(owed.run)
 
 
-async def test_a_restarted_aggregator_finds_the_same_late_update_in_its_journal(tmp_path: Path) -> None:
-    models = {}
-    for how in ("calm", "restarted"):
-        folder = tmp_path / how
-        async with serving(folder) as server, server.devices("a", "b", "slow") as (a, b, slow):
-            async with one_late(server, (a, b, slow)) as (*first, owed):
-                second = await invited([a, b], first)
-                await slow.upload(owed, slow.frames(owed)[:2])
-                await a.upload(second[0])
-            if how == "calm":
-                await finish(server, (a, b, slow), second, owed)
-                models[how] = load_state(server.service.context.federation.driver.files.state(2))
-        if how == "restarted":
-            async with serving(folder) as server, server.devices("a", "b", "slow") as (a, b, slow):
-                assert len((await slow.update_status(owed)).segments) == 2
-                await finish(server, (a, b, slow), second, owed)
-                models[how] = load_state(server.service.context.federation.driver.files.state(2))
-    for name in ("params", "published", "h"):
-        np.testing.assert_array_equal(getattr(models["calm"], name), getattr(models["restarted"], name))
+async def half_way(server: Serving, devices: Sequence[Device]) -> tuple[list[Assignment], Assignment]:
+    """Come to round 2 with half a late update and one of its own in the journal; returns what was asked."""
+    a, b, slow = devices
+    async with one_late(server, devices) as (*first, owed):
+        second = await invited([a, b], first)
+        await slow.upload(owed, slow.frames(owed)[:2])
+        await a.upload(second[0])
+        return second, owed
 
 
-async def finish(server: Serving, devices: Sequence[Device], second: Sequence[Assignment], owed: Assignment) -> None:
+async def finish(devices: Sequence[Device], second: Sequence[Assignment], owed: Assignment) -> None:
     """Send what is missing in round 2, the late update first."""
     _, b, slow = devices
     assert (await slow.upload(owed, slow.frames(owed)[2:])).is_complete
     await b.upload(second[1])
+
+
+async def state_after(server: Serving, slow: Device, owed: Assignment) -> ServerState:
+    """Return the state after round 2, in which the late update counted."""
     assert (await slow.receipt(owed)).outcome is Outcome.APPLIED
     assert (await status_of(server, owed.run, 2)).late == {"slow": 1}
+    driver = server.service.context.federation.driver
+    assert driver is not None
+    return load_state(driver.files.state(2))
+
+
+NAMES = ("a", "b", "slow")
+
+
+@pytest.mark.parametrize("how", ["ended half-way", "cut off as the round closes"])
+async def test_an_aggregator_that_comes_back_finds_the_late_update_in_its_journal(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, how: str
+) -> None:
+    async with serving(tmp_path / "calm") as server, server.devices(*NAMES) as devices:
+        second, owed = await half_way(server, devices)
+        await finish(devices, second, owed)
+        calm = await state_after(server, devices[2], owed)
+
+    if how == "ended half-way":
+        async with serving(tmp_path) as server, server.devices(*NAMES) as devices:
+            second, owed = await half_way(server, devices)
+    else:
+        real = Store.end_round
+
+        async def cut(store: Store, run: RunRow, status: RoundStatus, *more: Any) -> None:
+            if status.round == 2:
+                raise RuntimeError("power cut")
+            await real(store, run, status, *more)
+
+        monkeypatch.setattr(Store, "end_round", cut)
+        with pytest.raises(BaseExceptionGroup):
+            async with serving(tmp_path) as server, server.devices(*NAMES) as devices:
+                second, owed = await half_way(server, devices)
+                await finish(devices, second, owed)
+                await asyncio.get_running_loop().create_future()
+        monkeypatch.undo()
+
+    async with serving(tmp_path) as server, server.devices(*NAMES) as devices:
+        if how == "ended half-way":
+            assert len((await devices[2].update_status(owed)).segments) == 2
+            await finish(devices, second, owed)
+        back = await state_after(server, devices[2], owed)
+    for name in ("params", "published", "h"):
+        np.testing.assert_array_equal(getattr(calm, name), getattr(back, name))

@@ -199,6 +199,18 @@ def test_a_wiped_dual_ends_the_epoch_and_with_it_what_is_outstanding():
     assert distance <= 1e-12 * size
 
 
+def test_using_what_comes_late_ends_nearer_to_the_common_optimum_than_dropping_it():
+    """Without the slow half the model is that of the others."""
+
+    def distance(max_staleness):
+        trainer = Quadratic()
+        simulation = Simulation(plan(max_staleness, rounds=60, bits=4.0), trainer, world())
+        simulation.run()
+        return float(np.linalg.norm(simulation.result().published - trainer.optimum(DEVICES)))
+
+    assert distance(100) < 0.5 * distance(0)
+
+
 @pytest.mark.parametrize("max_staleness", [0, 3])
 def test_the_same_plan_gives_the_same_run(max_staleness):
     def run():

@@ -23,7 +23,19 @@ def test_a_plan_needs_a_task_and_a_number_of_rounds_only() -> None:
     plan = plan_from_toml(LEAST)
     assert (plan.cohort.devices, plan.cohort.updates.min, plan.cohort.updates.max) == (12, 8, 12)
     assert plan.algorithm == FedDyn(name="feddyn", alpha=0.1)
-    assert plan.aggregation.weights == "plain"
+    assert (plan.aggregation.weights, plan.aggregation.max_staleness) == ("plain", 0)
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("max_staleness = 101", "aggregation.max_staleness"),
+        ("max_staleness = -1", "aggregation.max_staleness"),
+        ('max_staleness = 1\nweights = "shrinkage"', 'late updates need weights = "plain"'),
+    ],
+)
+def test_staleness_has_bounds_and_does_not_go_with_shrinkage(text: str, message: str) -> None:
+    assert message in faults(LEAST + "[aggregation]\n" + text)
 
 
 M22 = '[uplink]\ncodec = "m22"\n[uplink.m22]\n'
