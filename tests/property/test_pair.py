@@ -33,6 +33,7 @@ def plan(
     codec="eden",
     down="rand-mcm",
     down_bits=8.0,
+    down_coding="fixed",
 ):
     return plan_from_toml(f"""
         task = "a:b"
@@ -52,6 +53,7 @@ def plan(
         [downlink]
         mode = "{down}"
         bits = {down_bits}
+        coding = "{down_coding}"
     """)
 
 
@@ -86,13 +88,21 @@ MEMORIES = [("rand-mcm", 0.5), ("rand-mcm", 1.0), ("rand-mcm", 4.0), ("mcm", 1.0
 
 
 @settings(max_examples=40, deadline=None)
-@given(st.integers(0, 2**32), st.sampled_from(MEMORIES), probability, probability, st.sampled_from([0.0, 0.05, 0.2]))
+@given(
+    st.integers(0, 2**32),
+    st.sampled_from(MEMORIES),
+    st.sampled_from(["fixed", "entropy"]),
+    probability,
+    probability,
+    st.sampled_from([0.0, 0.05, 0.2]),
+)
 def test_after_any_weather_a_device_has_the_download_state_that_the_server_has_of_it(
-    seed, memory, lost, unanswered, crash
+    seed, memory, coding, lost, unanswered, crash
 ):
     mode, bits = memory
     link = Link(request_lost=lost, answer_lost=unanswered, upload_cut=lost, crash=crash)
-    simulation = Simulation(plan(seed=seed, down=mode, down_bits=bits), Quadratic(), World(DEVICES, link=link))
+    chosen = plan(seed=seed, down=mode, down_bits=bits, down_coding=coding)
+    simulation = Simulation(chosen, Quadratic(), World(DEVICES, link=link))
     simulation.run()
     settle_all(simulation)
     held = {device: device.state.held for device in simulation.devices.values() if device.state.held is not None}
