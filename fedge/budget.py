@@ -76,8 +76,8 @@ def full_rate(layout: Layout, spec: DownlinkSpec, limit: LinkLimit) -> float:
 
 
 def _common_rate(layout: Layout, bits: float, limit: LinkLimit, allowed: int | None) -> float:
-    if limit.bits is not None and limit.bits < bits:
-        raise BudgetError(f'expected a limit of at least {bits:g} bits in downlink mode "mcm", got {limit.bits:g}')
+    if limit.bits is not None:
+        raise BudgetError(f'expected a device without a limit in bits in downlink mode "mcm", got {limit.bits:g}')
     needed = most_bytes(layout)
     if allowed is not None and allowed < needed:
         raise BudgetError(f'expected a budget of at least {needed} bytes in downlink mode "mcm", got {allowed}')

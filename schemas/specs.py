@@ -196,7 +196,7 @@ class DownlinkSpec(Model):
     bits: Bits = 4.0
     full_bits: Bits = Field(default=8.0, description="of the whole model, in the modes that send changes")
     coding: Coding = "entropy"
-    alpha: Literal["auto"] | Annotated[float, Field(gt=0, le=1)] = Field(
+    alpha: Literal["auto"] | Annotated[float, Field(ge=2.0**-12, le=1)] = Field(
         default="auto", description="step of the state in the modes that send changes; auto: by the codec's error"
     )
 

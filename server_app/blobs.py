@@ -61,11 +61,15 @@ class RunFiles:
 def write_durably(path: Path, *pieces: bytes | memoryview) -> None:
     """Replace the file at ``path`` by ``pieces``, whole or not at all."""
     beside = path.with_name(path.name + ".tmp")
-    with beside.open("wb") as file:
-        file.writelines(pieces)
-        file.flush()
-        os.fsync(file.fileno())
-    beside.replace(path)
+    try:
+        with beside.open("wb") as file:
+            file.writelines(pieces)
+            file.flush()
+            os.fsync(file.fileno())
+        beside.replace(path)
+    except OSError:
+        beside.unlink(missing_ok=True)  # on a full disk it would take what others need
+        raise
     sync_directory(path.parent)
 
 

@@ -9,7 +9,8 @@ from __future__ import annotations
 import asyncio
 import math
 from collections import Counter
-from collections.abc import Callable, Collection, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -60,7 +61,8 @@ class Book:
     frame_bytes: Account = field(default_factory=Account)
     float32_bytes: Account = field(default_factory=Account)
     bytes_down: Counter[DeviceId] = field(default_factory=Counter)
-    perturbations: list[float] = field(default_factory=list)
+    perturbations: dict[DeviceId, float] = field(default_factory=dict)
+    downloads: dict[DeviceId, asyncio.Transport] = field(default_factory=dict)
     commit: GroupCommit | None = None
     report: Callable[[Event], None] = lambda event: None
 
@@ -195,7 +197,7 @@ class Book:
             loss=self.mean_loss(),
             shrunk_by=self.sums.shrunk_by,
             bytes_down=dict(self.bytes_down),
-            perturbation=sum(self.perturbations) / len(self.perturbations) if self.perturbations else None,
+            perturbation=sum(lost) / len(lost) if (lost := self.perturbations.values()) else None,
             traffic=traffic,
             frame_bytes=self.frame_bytes.snapshot(),
             float32_bytes=self.float32_bytes.snapshot(),
@@ -206,7 +208,21 @@ class Book:
         self.frame_bytes.down += size
         self.float32_bytes.down += 4 * self.layout.size
         self.bytes_down[device] += size
-        self.perturbations.append(perturbation)
+        self.perturbations[device] = perturbation
+
+    @contextmanager
+    def downloading(self, device: DeviceId, transport: asyncio.Transport | None) -> Iterator[None]:
+        """Let ``device`` have one download at a time: a new one hangs up on the one before, as uploads do."""
+        before = self.downloads.get(device)
+        if before is not None and before is not transport:
+            before.abort()
+        if transport is not None:
+            self.downloads[device] = transport
+        try:
+            yield
+        finally:
+            if self.downloads.get(device) is transport:
+                self.downloads.pop(device, None)
 
     def _owed(self, device: DeviceId) -> Assignment:
         return self.assignments[device] if device in self.assignments else self.late[device]

@@ -16,7 +16,7 @@ from collections import defaultdict
 from collections.abc import AsyncIterator, Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import BinaryIO
+from typing import IO
 
 import numpy as np
 
@@ -31,9 +31,11 @@ from schemas.ids import DeviceId
 from schemas.messages import Assignment
 from schemas.status import DownloadStates
 from server_app.download_states import StateFiles
+from server_app.intake import round_over
 
 ENCODERS = 2
 CHUNK_BYTES = 1 << 16
+IN_MEMORY_BYTES = 1 << 18
 EVERYONE = DeviceId("")
 
 
@@ -52,7 +54,7 @@ class Download:
     size: int
     perturbation: float
     parts: Sequence[bytes] = ()
-    file: BinaryIO | None = None
+    file: IO[bytes] | None = None
 
     def close(self) -> None:
         """Close the file."""
@@ -80,7 +82,8 @@ class Downlinks:
         self.mode = Mode(mode)
         self.files = StateFiles(folder, max_bytes)
         self.resyncs = 0
-        self._opened = False
+        self._opened = self._closed = False
+        self._nothing: Claim | None = None
         self._common: Common | None = None
         self._shared: tuple[int, list[bytes]] = (0, [])
         self._opening = asyncio.Lock()
@@ -100,6 +103,11 @@ class Downlinks:
 
     async def close(self) -> None:
         """Delete all of it: the run is over."""
+        self._closed = True
+        for _ in range(ENCODERS):  # whoever writes there ends first
+            await self._encoders.acquire()
+        for _ in range(ENCODERS):
+            self._encoders.release()
         await asyncio.to_thread(shutil.rmtree, self.files.folder, ignore_errors=True)
 
     async def answer(
@@ -118,17 +126,20 @@ class Downlinks:
                 self._opened = True
         work, turn = self._way(device)
         async with turn, self._encoders:
-            claim = claim or Claim(origin(layout).id)
+            if self._closed:
+                raise round_over(asked.run, asked.round)
             thread = asyncio.create_task(asyncio.to_thread(work, layout, asked, device, params, claim))
             try:
                 return await asyncio.shield(thread)
             except asyncio.CancelledError:
                 # The device's turn lasts as long as its files are written, whoever still waits for them.
                 await asyncio.wait([thread])
+                thread.result().close()
                 raise
 
     def _open(self, layout: Layout) -> None:
         self.files.open()
+        self._nothing = Claim(origin(layout).id)
         if self.mode is Mode.MCM:
             self._common = self.files.common(layout.size)
 
@@ -140,19 +151,26 @@ class Downlinks:
             case Mode.MCM:
                 return self._missed, self._turns[EVERYONE]
             case Mode.SNAPSHOT:
-                return self._snapshot, asyncio.Lock()
+                return self._snapshot, self._turns[device]
             case Mode.NONE:
                 return self._bare, self._turns[EVERYONE]
 
-    def _own(self, layout: Layout, asked: Assignment, device: DeviceId, params: Floats, claim: Claim) -> Download:
-        spec = asked.downlink
+    def _said(self, claim: Claim | None) -> tuple[Claim, bool]:
+        """Return what the device says that it has, and whether that is anything."""
+        assert self._nothing is not None
+        claim = claim or self._nothing
+        return claim, claim.state != self._nothing.state
+
+    def _own(self, layout: Layout, asked: Assignment, device: DeviceId, params: Floats, said: Claim | None) -> Download:
+        spec, (claim, has_one) = asked.downlink, self._said(said)
         channel = channel_of(layout, asked.seed, device, self.mode, spec.codec_name)
         before = self.files.ledger(device, layout.size)
         question = Asked(claim.state, params, asked.round, spec.bits, spec.step, spec.full_bits)
         ledger, data = answer(channel, before, question, claim.numbers)
-        self.files.write_ledger(device, ledger)
+        if (ledger.state, ledger.pending) != (before.state, before.pending):
+            self.files.write_ledger(device, ledger)
         message = read_message(data)
-        has_one = before.state is not None or claim.state != origin(layout).id
+        has_one = has_one or before.state is not None
         self.resyncs += message.kind is Kind.FULL and has_one and data not in before.pending
         lost = expected_perturbation(channel, ledger.state, message, params)
         try:
@@ -160,8 +178,10 @@ class Downlinks:
         except FileNotFoundError:  # evicted already: the device gets it, and all of the model the next time
             return Download(len(data), lost, [data])
 
-    def _missed(self, layout: Layout, asked: Assignment, device: DeviceId, params: Floats, claim: Claim) -> Download:
-        spec = asked.downlink
+    def _missed(
+        self, layout: Layout, asked: Assignment, device: DeviceId, params: Floats, said: Claim | None
+    ) -> Download:
+        spec, (claim, has_one) = asked.downlink, self._said(said)
         channel = channel_of(layout, asked.seed, device, self.mode, spec.codec_name)
         common = refresh(channel, self._common, params, asked.round, spec.bits, spec.full_bits, spec.step)
         if common is not self._common:
@@ -170,18 +190,30 @@ class Downlinks:
         last = common.last
         lost = 0.0 if last is None else expected_perturbation(channel, common.previous, last, params)
         messages = catch_up(channel, common, claim.state, claim.numbers)
-        return Download(sum(map(len, messages)), lost, messages)
+        if all(any(message is logged for logged in common.log) for message in messages):
+            return Download(sum(map(len, messages)), lost, messages)
+        self.resyncs += has_one
+        return Download(sum(map(len, messages)), lost, file=self._spooled(messages))
 
-    def _snapshot(self, layout: Layout, asked: Assignment, device: DeviceId, params: Floats, claim: Claim) -> Download:
+    def _snapshot(
+        self, layout: Layout, asked: Assignment, device: DeviceId, params: Floats, said: Claim | None
+    ) -> Download:
         spec, vector = asked.downlink, np.ascontiguousarray(params, np.float32)
         stream = downlink(asked.seed, asked.round, device)
         frames = encode_snapshot(layout, vector, stream, spec.codec_name, spec.bits)
-        file = tempfile.TemporaryFile(dir=self.files.folder)  # noqa: SIM115 - whoever sends it closes it
-        file.writelines(frames)
-        file.seek(0)
-        return Download(sum(map(len, frames)), expected_loss(layout, vector, frames)[0], file=file)
+        lost = expected_loss(layout, vector, frames)[0]
+        return Download(sum(map(len, frames)), lost, file=self._spooled(frames))
 
-    def _bare(self, layout: Layout, asked: Assignment, device: DeviceId, params: Floats, claim: Claim) -> Download:
+    def _spooled(self, parts: Sequence[bytes]) -> IO[bytes]:
+        """Return a file of ``parts`` that is gone when it is closed; a short one stays in memory."""
+        file = tempfile.SpooledTemporaryFile(IN_MEMORY_BYTES, dir=str(self.files.folder))  # noqa: SIM115 - the sender closes
+        file.writelines(parts)
+        file.seek(0)
+        return file
+
+    def _bare(
+        self, layout: Layout, asked: Assignment, device: DeviceId, params: Floats, said: Claim | None
+    ) -> Download:
         number, frames = self._shared
         if number != asked.round:
             vector = np.ascontiguousarray(params, np.float32)

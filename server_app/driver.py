@@ -224,7 +224,7 @@ class Driver:
 
     def _report_absent(self, book: Book) -> None:
         """Count as lost, for now, who was invited and is not there to hear of it."""
-        for device in book.assignments:
+        for device in map(DeviceId, book.round.cohort):
             if device not in book.fetched and not self.house.devices.is_online(self.house.devices.by_id[device]):
                 self._inbox.put_nowait(DeviceGone(device, "offline"))
 

@@ -20,7 +20,7 @@ from server_app.body import Body, too_large
 from server_app.book import Book
 from server_app.context import CONTEXT, Context
 from server_app.devices import Device
-from server_app.downlinks import Claim
+from server_app.downlinks import CHUNK_BYTES, Claim, Download
 from server_app.errors import Refused
 from server_app.intake import max_body_bytes, round_over
 from server_app.problems import as_refused
@@ -28,6 +28,7 @@ from server_app.traffic import Meter
 
 FRAMES = "application/octet-stream"
 MAX_ENROLL_BYTES = 32 * 1024
+STALL_SECONDS = 60.0
 
 
 def answer(message: Enrolled | Work | UpdateStatus | Receipts) -> web.Response:
@@ -129,20 +130,31 @@ async def download(request: web.Request) -> web.StreamResponse:
     driver = context.federation.driver
     if driver is None or driver.state is None or not book.round.is_open:
         raise round_over(book.run, number)
-    found = await driver.downlinks.answer(book.layout, asked, device.id, driver.state.params, claim)
-    with closing(found):
-        book.note_download(device.id, found.size, found.perturbation)
-        response = web.StreamResponse(headers={"Content-Type": FRAMES, "Content-Length": str(found.size)})
-        await response.prepare(request)
-        try:
-            async for chunk in found.chunks():
+    with book.downloading(device.id, request.transport):
+        found = await driver.downlinks.answer(book.layout, asked, device.id, driver.state.params, claim)
+        with closing(found):
+            if not book.round.is_open:
+                raise round_over(book.run, number)
+            book.note_download(device.id, found.size, found.perturbation)
+            return await _send(request, found, context.config.min_upload_bytes_per_second)
+
+
+async def _send(request: web.Request, found: Download, slowest_bytes_per_second: float) -> web.StreamResponse:
+    """Send a download. A device that takes next to nothing of it is hung up on."""
+    response = web.StreamResponse(headers={"Content-Type": FRAMES, "Content-Length": str(found.size)})
+    await response.prepare(request)
+    slow = slowest_bytes_per_second
+    patience = STALL_SECONDS + CHUNK_BYTES / slow if slow else None
+    try:
+        async for chunk in found.chunks():
+            async with asyncio.timeout(patience):
                 await response.write(chunk)
-        except OSError:
-            # Half of it is out: another answer would be taken for the rest.
-            if request.transport is not None:
-                request.transport.abort()
-            raise
-        await response.write_eof()
+    except OSError:  # a timeout is one
+        # Half of it is out: another answer would be taken for the rest.
+        if request.transport is not None:
+            request.transport.abort()
+        raise ConnectionResetError("a download was not taken") from None
+    await response.write_eof()
     return response
 
 

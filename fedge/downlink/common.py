@@ -104,16 +104,17 @@ def refresh(
 def catch_up(channel: Channel, common: Common, said: StateId, numbers: StateId | None = None) -> list[bytes]:
     """Return the messages, in order, that bring a device with state ``said`` to ŵ_k.
 
-    ``numbers`` is the checksum of the state that it has, where it says so: with others than H_k's it gets a copy.
+    ``numbers`` is the checksum of the state that it has, where it says so: if H_k or H_k-1 has others it gets a copy.
     """
     last = common.last
-    if numbers is not None and said == common.state.id and numbers != checksum(common.state.vector):
-        return [encode_copy(channel, common.state, said, last.round if last else 0)]
-    if said == common.state.id and (last is None or last.alpha == 1.0):
-        return []
-    for place, data in enumerate(common.log):
-        if data[12:20].hex() == said:
-            return list(common.log[place:])
+    known = {state.id: state for state in (common.previous, common.state)}
+    is_drifted = numbers is not None and said in known and numbers != checksum(known[said].vector)
+    if not is_drifted:
+        if said == common.state.id and (last is None or last.alpha == 1.0):
+            return []
+        for place, data in enumerate(common.log):
+            if data[12:20].hex() == said:
+                return list(common.log[place:])
     if last is None or last.alpha == 1.0:
         return [encode_copy(channel, common.state, said, last.round if last else 0)]
     return [encode_copy(channel, common.previous, said, last.round), common.log[-1]]

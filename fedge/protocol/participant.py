@@ -213,8 +213,9 @@ def _apply(state: Participant, event: Event) -> tuple[Participant, list[Action]]
         case WorkArrived():
             return _take_work(calm, event), []
         case Downloaded(held):
-            # The state before it is of no more use.
-            return _change(calm, phase=TRAINING, held=held or state.held), [] if held is None else [Forget()]
+            # Failures are counted on until it was trained from: reading it back may fail. The old state is of no use.
+            after = _change(state, phase=TRAINING, retry_at=None, held=held or state.held)
+            return after, [] if held is None else [Forget()]
         case UpdateReady(update):
             pending = Pending(assignment=_assigned(calm), update=update)
             return _change(calm, phase=SENDING, pending=pending, assignment=None), []
@@ -262,6 +263,8 @@ def _take_assignment(state: Participant, assignment: Assignment | None) -> Parti
     is_other = (assignment.run, assignment.dual_epoch) != (state.run, state.dual_epoch)
     if is_other:
         state = _change(state, run=assignment.run, dual_epoch=assignment.dual_epoch, last_applied=0)
+    if state.held is not None and state.held.run != assignment.run:
+        state = _change(state, held=None)
     state = _change(state, phase=FETCHING, assignment=assignment)
     if state.last_applied == assignment.last_applied or not isinstance(assignment.algorithm, FedDyn):
         return state

@@ -6,6 +6,7 @@ import asyncio
 import signal
 from pathlib import Path
 
+import aiohttp
 import numpy as np
 import pytest
 
@@ -13,6 +14,8 @@ from fedge.downlink import Mode
 from fedge.downlink.ledger import Heard, step
 from fedge.downlink.mcm import channel_of
 from fedge.downlink.message import Kind, checksum, origin, read_message
+from fedge.layout import Kind as TensorKind
+from fedge.layout import Layout, TensorSpec
 from schemas.base import parse
 from schemas.config import ServerConfig
 from schemas.ids import DeviceId
@@ -26,6 +29,7 @@ from tests.support.http import (
     LAYOUT,
     TASK,
     Device,
+    ReadyWorker,
     Refused,
     Serving,
     cohort,
@@ -34,6 +38,7 @@ from tests.support.http import (
     plan,
     serving,
     take_part,
+    until,
 )
 
 FULL_BYTES = 4 * LAYOUT.size
@@ -258,3 +263,32 @@ async def test_what_is_published_is_the_model_that_no_download_touched(tmp_path:
         assert driver is not None and driver.state is not None
         assert np.array_equal(driver.state.params, initial_params(5))
         assert all(np.abs(anchor - initial_params(5)).max() > 0.01 for anchor in anchors)
+
+
+@pytest.mark.parametrize("mode", ["mcm", "rand-mcm", "snapshot"])
+async def test_a_device_that_does_not_read_holds_one_download_open_and_not_more(tmp_path: Path, mode: str) -> None:
+    layout = Layout.of([TensorSpec("w", (2048, 2048), TensorKind.WEIGHT)])  # more than sockets hold
+    async with (
+        serving(tmp_path, ReadyWorker(layout).running, max_download_state_bytes=1) as server,
+        server.devices("a", "b", layout=layout) as devices,
+    ):
+        await server.start(downlink={"mode": mode, "bits": 8.0})
+        (asked, _) = await invited(devices)
+        headers = {"Authorization": f"Bearer {devices[0].credential}"}
+        url = f"{server.url}/v1/runs/{asked.run}/download?round=1"
+        async with aiohttp.ClientSession(connector=aiohttp.TCPConnector(limit=0)) as session:
+            answers = [await session.get(f"{url}&state={number:016x}", headers=headers) for number in range(5)]
+            book = server.service.context.federation.open_book(asked.run, 1)
+            assert book is not None and list(book.downloads) == ["a"]
+            for answer in answers[:-1]:
+                with pytest.raises(aiohttp.ClientError):
+                    await answer.read()
+            assert len(await answers[-1].read()) > layout.size // 2
+        await until(lambda: not book.downloads)
+        assert not open_files(tmp_path / "runs")
+
+
+def open_files(folder: Path) -> list[str]:
+    """Return which files below ``folder`` this process has open, deleted ones among them, but for journals."""
+    links = [link.readlink() for link in Path("/proc/self/fd").iterdir() if link.is_symlink()]
+    return [str(link) for link in links if str(link).startswith(str(folder)) and ".journal" not in link.name]

@@ -3,7 +3,7 @@ import pytest
 
 from fedge.downlink.common import Common, advance_common, catch_up, receive_all
 from fedge.downlink.mcm import EVERYONE, Channel, StaleMessage, apply_message
-from fedge.downlink.message import Kind, StateId, origin, read_message
+from fedge.downlink.message import Kind, State, StateId, checksum, origin, read_message
 from fedge.errors import FrameError
 from fedge.layout import Kind as TensorKind
 from fedge.layout import Layout, TensorSpec
@@ -65,6 +65,23 @@ def test_who_has_it_all_gets_nothing_with_alpha_1():
 def test_a_device_that_has_the_memory_but_lost_its_anchor_gets_it_again():
     common = after(3, 0.75)
     delivered = download(common, common.state)
+    assert delivered.anchor.tobytes() == anchor_of(common).tobytes()
+
+
+@each_alpha
+@pytest.mark.parametrize("missed", [0, 1])
+def test_a_device_whose_numbers_are_others_gets_a_copy(alpha, missed):
+    common = after(3, alpha)
+    drifted = State(common.state.id, common.state.vector + np.float32(1))
+    common = after(3 + missed, alpha, common, 4)
+    assert catch_up(CHANNEL, common, drifted.id, checksum(after(3, alpha).state.vector)) == catch_up(
+        CHANNEL, common, drifted.id
+    )
+    sent = catch_up(CHANNEL, common, drifted.id, checksum(drifted.vector))
+    assert read_message(sent[0]).kind is Kind.COPY
+    delivered = receive_all(CHANNEL, drifted, b"".join(sent))
+    assert delivered.state.id == common.state.id
+    assert delivered.state.vector.tobytes() == common.state.vector.tobytes()
     assert delivered.anchor.tobytes() == anchor_of(common).tobytes()
 
 

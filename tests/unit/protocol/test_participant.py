@@ -8,11 +8,13 @@ from fedge.protocol.participant import (
     SENDING,
     SETTLING,
     TRAINING,
+    AnchorLost,
     CancelTraining,
     Download,
     Downloaded,
     Failed,
     Forget,
+    Held,
     Participant,
     Poll,
     Refuse,
@@ -183,8 +185,32 @@ def test_an_update_taken_only_in_part_is_sent_again_after_a_pause():
 
 
 def test_a_success_forgets_the_failures_before_it():
-    state, _ = after(invited(), Failed("x"), Failed("x"), Downloaded())
+    state, _ = after(invited(), Failed("x"), Failed("x"), Downloaded(), UpdateReady(UPDATE))
     assert (state.failures, state.retry_at) == (0, None)
+
+
+def test_a_disk_that_loses_every_anchor_has_it_sent_less_and_less_often():
+    state, waits = after(invited())[0], []
+    for _ in range(8):
+        state, _ = after(Downloaded(Held(run="r", state="ab" * 8)), state=state)
+        state, (wake,) = after(AnchorLost(), state=state)
+        assert state.phase is FETCHING
+        waits.append(wake.at)
+        state, actions = step(state, Tick(), wake.at)
+        assert actions == [Download(assignment())]
+    assert state.failures == 8
+    assert waits[-1] > 10 * waits[0]
+
+
+def test_a_download_state_is_named_until_another_run_begins():
+    held = Held(run="r", state="ab" * 8)
+    state, actions = after(invited(), Downloaded(held))
+    assert state.held == held
+    assert Forget() in actions
+    state, _ = after(UpdateReady(UPDATE), Sent(status()), WorkArrived(None, receipt()), Settled(), state=state)
+    assert state.held == held
+    assert after(WorkArrived(assignment(2), None), state=state)[0].held == held
+    assert after(WorkArrived(assignment(2, run="other"), None), state=state)[0].held is None
 
 
 def test_backoff_grows_to_a_minute_and_spreads_a_fleet():
