@@ -177,14 +177,17 @@ class UplinkSpec(Model):
         return self.model_copy(update={"bits": bits, "m22": m22.model_copy(update=settled)})
 
 
+Alpha = Annotated[
+    Literal["auto"] | Annotated[float, Field(ge=2.0**-12, le=1)], _in_words('"auto", or a number from 1/4096 to 1')
+]
 DownlinkMode = Literal["none", "snapshot", "mcm", "rand-mcm"]
 
 
 class DownlinkSpec(Model):
     """How the model travels to the devices (``fedge.downlink``). ``none`` sends float32.
 
-    ``bits`` are those of a change; a device's own limit lowers them. ``full_bits`` are those of the whole model, which
-    a device gets at first and after its state was lost.
+    ``bits`` are those of a download; a device's own limit lowers them. ``full_bits``, in the modes that send changes,
+    are those of the whole model, which a device gets at first and after its state was lost.
     """
 
     mode: DownlinkMode = Field(
@@ -196,7 +199,7 @@ class DownlinkSpec(Model):
     bits: Bits = 4.0
     full_bits: Bits = Field(default=8.0, description="of the whole model, in the modes that send changes")
     coding: Coding = "entropy"
-    alpha: Literal["auto"] | Annotated[float, Field(ge=2.0**-12, le=1)] = Field(
+    alpha: Alpha = Field(
         default="auto", description="step of the state in the modes that send changes; auto: by the codec's error"
     )
 

@@ -96,6 +96,9 @@ class RunStatus(RunSummary):
     plan: Plan
     size: int = Field(default=0, description="coordinates of the model")
     devices: int = Field(default=0, description="devices eligible for this run")
+    excluded: dict[DeviceName, str] = Field(
+        default={}, description="devices that train the task and cannot take part, and why; while the run is under way"
+    )
     round: RoundStatus | None = Field(default=None, description="the round under way")
     waiting_for: str = Field(default="", description="what keeps a running run from its next round")
     frame_bytes: Traffic = Traffic()

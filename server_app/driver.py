@@ -131,6 +131,11 @@ class Driver:
         total = self.house.traffic.total
         return Traffic(up=total.up - self._mark.up, down=total.down - self._mark.down)
 
+    def excluded(self) -> dict[DeviceId, str]:
+        """Return which devices train this task and yet cannot take part, and why."""
+        layout = self.run.layout
+        return self.opening.eligibility.excluded(layout, self.house.devices.by_id.values()) if layout else {}
+
     def round_status(self) -> RoundStatus | None:
         """Return the round under way; None before the first and after the last."""
         if self.book is not None:

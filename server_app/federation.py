@@ -210,6 +210,7 @@ class Federation:
             plan=row.plan,
             size=row.layout.size if row.layout else 0,
             devices=len(members) or self._eligible(row),
+            excluded=driver.excluded() if driver else {},
             round=now,
             waiting_for=self._waiting_for(row, driver),
             frame_bytes=plus(totals.frame_bytes, now.frame_bytes) if now else totals.frame_bytes,

@@ -46,7 +46,7 @@ class Opening:
     def __init__(self, house: House, record: RunRecord, algorithm: Algorithm, files: RunFiles) -> None:
         self.house, self.record, self.algorithm, self.files = house, record, algorithm, files
         self.roster = Roster()
-        self._eligibility = planning.Eligibility(record.row.plan)
+        self.eligibility = planning.Eligibility(record.row.plan)
 
     async def open(
         self, layout: Layout, number: int, pause: Callable[[str], None], traffic: Callable[[], Traffic]
@@ -98,7 +98,7 @@ class Opening:
         devices, plan, roster = self.house.devices, self.record.row.plan, self.roster
         while True:
             devices.arrived.clear()
-            eligible = [d for d in devices.by_id.values() if self._eligibility.allows(layout, d)]
+            eligible = [d for d in devices.by_id.values() if self.eligibility.obstacle(layout, d) is None]
             owing = roster.outstanding.keys() - roster.idle
             free = {d.id for d in eligible if devices.is_available(d) and d.id not in owing}
             ready = {device for device in owing if devices.by_id[device].polls > 0}
@@ -106,8 +106,17 @@ class Opening:
             if chosen is not None:
                 pause("")
                 return eligible, *chosen
-            pause(f"{len(free | ready)} of {plan.cohort.updates.min} devices online")
+            pause(f"{len(free | ready)} of {plan.cohort.updates.min} devices online{self._excluded_words(layout)}")
             await devices.arrived.wait()
+
+    def _excluded_words(self, layout: Layout) -> str:
+        devices = self.house.devices
+        online = [device for device in devices.by_id.values() if devices.is_online(device)]
+        excluded = self.eligibility.excluded(layout, online)
+        if not excluded:
+            return ""
+        name, why = next(iter(excluded.items()))
+        return f"; {len(excluded)} more online cannot take part, {name}: {why}"
 
     def _given_up(self) -> tuple[dict[DeviceId, Receipt], dict[DeviceId, Assignment]]:
         """Return the receipts of late updates that will not come, and what may still come."""

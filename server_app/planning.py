@@ -39,19 +39,25 @@ def obstacle(plan: Plan, layout: Layout, device: Device) -> str | None:
 
 
 class Eligibility:
-    """Whether a device may take part; worked out once for each profile, since whoever arrives makes us ask."""
+    """What keeps devices out; worked out once for each profile, since whoever arrives makes us ask."""
 
     def __init__(self, plan: Plan) -> None:
         self._plan = plan
-        self._known: dict[DeviceId, tuple[Enroll, bool]] = {}
+        self._known: dict[DeviceId, tuple[Enroll, str | None]] = {}
 
-    def allows(self, layout: Layout, device: Device) -> bool:
-        """Whether nothing keeps ``device`` out. A profile that was refreshed is looked at again."""
+    def obstacle(self, layout: Layout, device: Device) -> str | None:
+        """Return what keeps ``device`` out; None where nothing does. A refreshed profile is looked at again."""
         known = self._known.get(device.id)
         if known is None or known[0] is not device.profile:
-            known = (device.profile, obstacle(self._plan, layout, device) is None)
+            known = (device.profile, obstacle(self._plan, layout, device))
             self._known[device.id] = known
         return known[1]
+
+    def excluded(self, layout: Layout, devices: Iterable[Device]) -> dict[DeviceId, str]:
+        """Return which of ``devices`` train this task and yet cannot take part, and why."""
+        able = (device for device in devices if self._plan.task in device.profile.tasks)
+        found = ((device.id, self.obstacle(layout, device)) for device in able)
+        return {name: why for name, why in found if why is not None}
 
 
 def join(run: RunRow, eligible: Iterable[Device], known: Mapping[DeviceId, Member]) -> tuple[RunRow, list[Member]]:

@@ -94,10 +94,11 @@ def _loss(axes: Axes, rounds: Sequence[RoundStatus]) -> None:
 
 
 def _perturbation(axes: Axes, rounds: Sequence[RoundStatus]) -> None:
-    _line(axes, [(r.round, r.perturbation) for r in rounds if r.perturbation], SENT, "mean over the downloads")
+    points = [(r.round, r.perturbation) for r in rounds if r.perturbation is not None]
+    _line(axes, points, SENT, "mean over the downloads")
     axes.set_xlabel("round")
     axes.set_ylabel("E‖ŵ - w‖²")
-    if axes.lines:
+    if any(lost > 0 for _, lost in points):
         axes.set_yscale("log")
 
 

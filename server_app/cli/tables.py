@@ -8,7 +8,7 @@ from typing import Any
 from rich.console import Console
 from rich.table import Table
 
-from schemas.specs import Limits, LinkLimit
+from schemas.specs import LinkLimit
 from schemas.status import DeviceList, RoundStatus, RunList, RunStatus, RunSummary, ServerStatus
 from server_app.report import Result, weights_words
 from server_app.report import rows as report_rows
@@ -60,6 +60,7 @@ def run_facts(run: RunStatus) -> Rows:
         ("phase", f"{run.phase}{': ' + run.reason if run.reason else ''}"),
         ("rounds", progress(run)),
         ("devices", f"{run.devices} eligible"),
+        *((f"  {name} cannot take part", why) for name, why in run.excluded.items()),
         ("model", f"{run.size:,} coordinates"),
         ("weights in the mean", weights_words(run.plan.aggregation.weights)),
         ("metrics", _metrics(run.metrics)),
@@ -77,12 +78,12 @@ def run_facts(run: RunStatus) -> Rows:
 
 def rounds(rounds: Iterable[RoundStatus]) -> Table:
     """Return one line for each round, oldest first."""
-    table = _table("round", "phase", "invited", "complete", "partial", "gone", "loss", "accuracy", "up", "down")
+    table = _table("round", "phase", "invited", "complete", "partial", "late", "gone", "loss", "accuracy", "up", "down")
     for r in rounds:
         table.add_row(
             str(r.round),
             f"{r.phase}{': ' + r.reason if r.reason else ''}",
-            *(str(len(names)) for names in (r.cohort, r.updates, r.partial, r.gone)),
+            *(str(len(names)) for names in (r.cohort, r.updates, r.partial, r.late, r.gone)),
             "-" if r.loss is None else f"{r.loss:.4f}",
             as_percent(r.metrics.get("accuracy")),
             as_bytes(r.traffic.up or r.frame_bytes.up),
@@ -93,14 +94,27 @@ def rounds(rounds: Iterable[RoundStatus]) -> Table:
 
 def device_list(devices: DeviceList, now: float) -> Table:
     """Return one line for each device."""
-    table = _table("device", "state", "last seen", "examples", "limit up", "applied", "refused", "up", "down", "error")
+    table = _table(
+        "device",
+        "state",
+        "last seen",
+        "examples",
+        "limit up",
+        "limit down",
+        "applied",
+        "refused",
+        "up",
+        "down",
+        "error",
+    )
     for d in devices.devices:
         table.add_row(
             d.device,
             "online" if d.is_online else "offline",
             "never" if d.last_seen_at is None else f"{as_seconds(max(0.0, now - d.last_seen_at))} ago",
             ", ".join(str(count) for count in d.tasks.values()),
-            limit_words(d.limits),
+            limit_words(d.limits.uplink),
+            limit_words(d.limits.downlink),
             str(d.updates_applied),
             str(d.rejected),
             as_bytes(d.traffic.up),
@@ -160,9 +174,8 @@ def round_words(r: RoundStatus) -> str:
     return ", ".join([*parts, *([r.reason] if r.reason else [])])
 
 
-def limit_words(limits: Limits) -> str:
-    """Return the uplink limit a device states; a dash where the plan decides."""
-    link: LinkLimit = limits.uplink
+def limit_words(link: LinkLimit) -> str:
+    """Return the limit a device states for one direction; a dash where the plan decides."""
     parts = [
         f"{link.bits:g} bit" if link.bits is not None else "",
         f"{as_bytes(link.bytes_per_round)} a round" if link.bytes_per_round is not None else "",

@@ -199,6 +199,29 @@ async def test_a_download_keeps_to_the_bytes_that_a_device_allows(tmp_path: Path
 
 
 @pytest.mark.parametrize("mode", ["mcm", "rand-mcm"])
+async def test_a_device_that_a_budget_keeps_out_is_named_with_the_reason(tmp_path: Path, mode: str) -> None:
+    small = Limits(downlink=LinkLimit(bytes_per_round=300))
+    async with (
+        serving(tmp_path) as server,
+        server.devices("a") as (a,),
+        server.devices("b", limits=small) as (b,),
+    ):
+        run = await server.start(downlink={"mode": mode})
+        polls = [asyncio.create_task(device.work(20.0)) for device in (a, b)]
+        federation = server.service.context.federation
+        await until(lambda: federation.driver is not None and "cannot take part" in federation.driver.waiting_for)
+        status = await server.run(run)
+        assert status.waiting_for.startswith(
+            "1 of 2 devices online; 1 more online cannot take part, b: expected a budget"
+        )
+        assert list(status.excluded) == ["b"]
+        assert "got 300" in status.excluded[DeviceId("b")]
+        for poll in polls:
+            poll.cancel()
+        await asyncio.gather(*polls, return_exceptions=True)
+
+
+@pytest.mark.parametrize("mode", ["mcm", "rand-mcm"])
 @pytest.mark.parametrize("how", [signal.SIGKILL, signal.SIGTERM])
 async def test_an_aggregator_that_ends_knows_its_devices_states_when_it_comes_back(
     tmp_path: Path, mode: str, how: signal.Signals

@@ -102,6 +102,10 @@ def test_updates_follow_the_cohort_where_they_are_left_out() -> None:
         (LEAST + "[cohort]\ndevices = 4\nupdates = {min = 2, max = 9}\n", "got 9 updates from 4 devices"),
         (LEAST + "[cohort]\nseconds = {min = 9, max = 3}\n", "got 9.0 > 3.0"),
         (LEAST + "rounds = 4\n", "not valid TOML"),
+        (LEAST + "[downlink]\nalpha = 2\n", 'downlink.alpha: expected "auto", or a number from 1/4096 to 1, got 2'),
+        (LEAST + "[downlink]\nalpha = 1e-50\n", "a number from 1/4096 to 1, got 1e-50"),
+        (LEAST + "[downlink]\ncodec = 'none'\nmode = 'mcm'\n", 'codec = "none" goes with mode = "none" alone'),
+        (LEAST + "[downlink]\nmode = 'snapshot'\nalpha = 0.5\n", 'alpha needs mode = "rand-mcm" or "mcm"'),
         (LEAST + "[uplink.m22]\nmagnitude = 2\n", 'settings of m22 need codec = "m22", got codec = "eden"'),
         (LEAST + M22 + "magnitude = [[5, 1], [2, 0]]\n", "the rounds of magnitude must ascend, got [5, 2]"),
         (

@@ -57,9 +57,11 @@ def test_a_device_is_kept_out_with_the_reason() -> None:
 
 def test_a_device_that_introduces_itself_anew_is_looked_at_again() -> None:
     eligibility, pi = planning.Eligibility(PLAN), device("pi", layout="0" * 32)
-    assert not eligibility.allows(LAYOUT, pi)
+    assert eligibility.obstacle(LAYOUT, pi) is not None
+    assert list(eligibility.excluded(LAYOUT, [pi])) == ["pi"]
     pi.profile = device("pi").profile
-    assert eligibility.allows(LAYOUT, pi)
+    assert eligibility.obstacle(LAYOUT, pi) is None
+    assert eligibility.excluded(LAYOUT, [pi]) == {}
 
 
 def test_a_round_applied_in_an_earlier_dual_epoch_no_longer_counts() -> None:
