@@ -22,11 +22,3 @@ class Mode(StrEnum):
     SNAPSHOT = "snapshot"
     MCM = "mcm"
     RAND_MCM = "rand-mcm"
-
-    @property
-    def has_memory(self) -> bool:
-        """Whether device and server keep a state between downloads."""
-        return self in (Mode.MCM, Mode.RAND_MCM)
-
-
-DEFAULT = Mode.RAND_MCM
