@@ -14,12 +14,18 @@ Full segments are a multiple of 4,096 coordinates (the codecs' block), or in sma
 of up to half a million weights has about eight segments of them, so that a link that dies half-way has still
 delivered something. None is under 1,024 unless its whole kind is.
 
+The layout of a model that is trained split (``fedge.split``) has the front half's tensors first, and each half is laid
+out as a model of its own: what a device that holds the front half knows is a prefix, of the vector and of the segments.
+
+    vector = [ WEIGHT | RAW | BUFFER of the front half | WEIGHT | RAW | BUFFER of the back half ]
+
 Integer tensors ride as float32, which holds integers exactly up to 2^24 = 16,777,216; ``pack`` refuses larger.
 """
 
 from __future__ import annotations
 
 import hashlib
+import itertools
 import json
 import math
 from collections.abc import Iterable, Mapping
@@ -122,16 +128,19 @@ class Layout:
     >>> layout = Layout.of([TensorSpec("b", (3,), Kind.RAW), TensorSpec("w", (3, 2), Kind.WEIGHT)])
     >>> layout.size, layout.offsets
     (9, {'w': 0, 'b': 6})
+
+    ``num_front``: how many of the tensors are the front half's; 0: the model is not cut.
     """
 
     tensors: tuple[TensorSpec, ...]
+    num_front: int = 0
     size: int = field(init=False, repr=False, compare=False)
     offsets: Mapping[str, int] = field(init=False, repr=False, compare=False)
     segments: tuple[Segment, ...] = field(init=False, repr=False, compare=False)
     digest: str = field(init=False, repr=False, compare=False)
 
     def __post_init__(self) -> None:
-        _check(self.tensors)
+        _check(self.tensors, self.num_front)
         offsets, size = {}, 0
         for tensor in self.tensors:
             offsets[tensor.name] = size
@@ -139,18 +148,47 @@ class Layout:
         text = json.dumps(self.to_json(), sort_keys=True, separators=(",", ":"))
         object.__setattr__(self, "size", size)
         object.__setattr__(self, "offsets", offsets)
-        object.__setattr__(self, "segments", _segments(self.tensors))
+        object.__setattr__(self, "segments", _segments(self._halves))
         object.__setattr__(self, "digest", hashlib.blake2b(text.encode(), digest_size=16).hexdigest())
 
     @classmethod
     def of(cls, tensors: Iterable[TensorSpec]) -> Self:
         """Return the layout of ``tensors`` given in model order: sorted by kind, else left in order."""
-        return cls(tuple(sorted(tensors, key=lambda tensor: _RANK[tensor.kind])))
+        return cls(_sorted(tensors))
+
+    @classmethod
+    def halves(cls, front: Iterable[TensorSpec], back: Iterable[TensorSpec]) -> Self:
+        """Return the layout of a model that is cut in two, whose tensors are given half by half in model order."""
+        first = _sorted(front)
+        return cls((*first, *_sorted(back)), len(first))
+
+    @property
+    def front(self) -> Layout:
+        """The layout of the front half alone: the same tensors and segments at the same places.
+
+        Raises:
+            LayoutError: the model is not cut.
+        """
+        if not self.num_front:
+            raise LayoutError("expected the layout of a model that is cut in two, got one that is whole")
+        return Layout(self.tensors[: self.num_front])
 
     @property
     def num_trained(self) -> int:
-        """How many coordinates are trained: the vector's first, everything before the BUFFER tensors."""
+        """How many coordinates are trained: all but the BUFFER tensors."""
         return sum(tensor.size for tensor in self.tensors if tensor.kind is not Kind.BUFFER)
+
+    def trained(self, vector: npt.NDArray[Any]) -> npt.NDArray[Any]:
+        """Return the trained coordinates of ``vector`` ``[d]``, in its order; where they are a prefix, as a view."""
+        self.check(vector)
+        trained = [segment for segment in self.segments if segment.kind is not Kind.BUFFER]
+        if all(segment.stop <= self.num_trained for segment in trained):
+            return vector[: self.num_trained]
+        return np.concatenate([vector[segment.slice] for segment in trained])
+
+    @property
+    def _halves(self) -> tuple[tuple[TensorSpec, ...], ...]:
+        return tuple(half for half in (self.tensors[: self.num_front], self.tensors[self.num_front :]) if half)
 
     def pack(self, arrays: Mapping[str, npt.ArrayLike]) -> Vector:
         """Return the named arrays as one float32 vector ``[d]``.
@@ -213,7 +251,7 @@ class Layout:
     def to_json(self) -> dict[str, Any]:
         """Return the layout as a dict of lists, strings and integers."""
         rows = [[tensor.name, list(tensor.shape), str(tensor.kind), tensor.dtype] for tensor in self.tensors]
-        return {"tensors": rows}
+        return {"tensors": rows, "num_front": self.num_front} if self.num_front else {"tensors": rows}
 
     @classmethod
     def from_json(cls, document: Mapping[str, Any]) -> Self:
@@ -223,7 +261,7 @@ class Layout:
             LayoutError: if ``document`` describes no layout.
         """
         try:
-            return cls(tuple(_spec(*row) for row in document["tensors"]))
+            return cls(tuple(_spec(*row) for row in document["tensors"]), document.get("num_front", 0))
         except (KeyError, TypeError) as error:
             raise LayoutError(f"expected {{'tensors': [[name, shape, kind, dtype], ..]}}: {error!r}") from error
 
@@ -240,25 +278,31 @@ def _spec(name: object, shape: Iterable[object], kind: object, dtype: object) ->
     return TensorSpec(name, tuple(int(str(n)) for n in dims), Kind(str(kind)), dtype)
 
 
-def _check(tensors: tuple[TensorSpec, ...]) -> None:
-    """Refuse what is no layout: nothing in it, a name twice, kinds out of order."""
+def _sorted(tensors: Iterable[TensorSpec]) -> tuple[TensorSpec, ...]:
+    return tuple(sorted(tensors, key=lambda tensor: _RANK[tensor.kind]))
+
+
+def _check(tensors: tuple[TensorSpec, ...], num_front: int) -> None:
+    """Refuse what is no layout: nothing in it, a name twice, kinds out of order, a cut outside it."""
     names = [tensor.name for tensor in tensors]
     twice = sorted({name for name in names if names.count(name) > 1}) if len(set(names)) < len(names) else []
     if twice:
         raise LayoutError(f"expected every tensor name once, got {', '.join(map(repr, twice))} more than once")
     if sum(tensor.size for tensor in tensors) == 0:
         raise LayoutError(f"expected at least one coordinate, got {len(tensors)} tensors of none")
+    if type(num_front) is not int or not 0 <= num_front < len(tensors):
+        raise LayoutError(f"expected 0 to {len(tensors) - 1} tensors in the front half, got {num_front!r}")
     ranks = [_RANK[tensor.kind] for tensor in tensors]
-    if ranks != sorted(ranks):
+    if any(part != sorted(part) for part in (ranks[:num_front], ranks[num_front:])):
         kinds = ", ".join(tensor.kind for tensor in tensors)
         raise LayoutError(f"expected all weight, then raw, then buffer tensors, got {kinds}; use Layout.of")
 
 
-def _segments(tensors: tuple[TensorSpec, ...]) -> tuple[Segment, ...]:
+def _segments(halves: Iterable[tuple[TensorSpec, ...]]) -> tuple[Segment, ...]:
     segments: list[Segment] = []
     start = 0
-    for kind in Kind:
-        for size in segment_sizes(sum(tensor.size for tensor in tensors if tensor.kind is kind)):
+    for half, kind in itertools.product(halves, Kind):
+        for size in segment_sizes(sum(tensor.size for tensor in half if tensor.kind is kind)):
             segments.append(Segment(len(segments), start, start + size, kind))
             start += size
     return tuple(segments)

@@ -30,7 +30,7 @@ This is the only module of ``fedge.algorithms`` that needs torch.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Literal, get_args
 
@@ -42,7 +42,7 @@ from fedge import seeds
 from fedge.algorithms.base import LocalTerms
 from fedge.errors import AlgorithmError, TaskError
 from fedge.layout import Kind, Layout, Vector
-from fedge.tasks.torch_model import get_params, set_params
+from fedge.tasks.torch_model import get_params, set_params, state_of
 
 if TYPE_CHECKING:
     from fedge.tasks.base import Dataset, Task
@@ -118,16 +118,16 @@ def train(
     if len(data) == 0:
         raise TaskError(f"task {task.name!r}: expected at least 1 training example, got none")
     set_params(model, layout, anchor)
-    flat = _FlatModel(model, layout)
-    step = _Step(flat, anchor, terms, spec)
-    inputs, targets = (tensor.to(flat.params.device) for tensor in _tensors(data))
+    flat = FlatModel(state_of(model), layout)
+    step = Step(flat, anchor, terms, spec)
+    inputs, targets = (tensor.to(flat.params.device) for tensor in tensors_of(data))
     model.train()
     steps, loss = 0, math.nan
     with torch.random.fork_rng(devices=[]):  # dropout and the like
         torch.manual_seed(seeds.derive(seed, "torch"))
         for epoch in range(spec.epochs):
             losses = []
-            for rows in _batches(len(data), spec.batch_size, seeds.derive(seed, epoch)):
+            for rows in batches(len(data), spec.batch_size, seeds.derive(seed, epoch)):
                 if should_stop is not None and should_stop():
                     return TrainResult(_delta(task, model, layout, anchor), loss, len(data), steps, completed=False)
                 rows = rows.to(flat.params.device)
@@ -161,7 +161,7 @@ def evaluate(task: Task, model: nn.Module, params: Vector, layout: Layout, data:
         raise TaskError(f"task {task.name!r}: expected at least 1 test example, got none")
     set_params(model, layout, params)
     device = next(model.parameters()).device
-    inputs, targets = _tensors(data)
+    inputs, targets = tensors_of(data)
     model.eval()
     sums: dict[str, float] = {}
     with torch.no_grad():
@@ -174,11 +174,11 @@ def evaluate(task: Task, model: nn.Module, params: Vector, layout: Layout, data:
     return {name: value / len(data) for name, value in sums.items()}
 
 
-class _FlatModel:
+class FlatModel:
     """A model's trained parameters and their gradients as two flat tensors, in the order of the layout."""
 
-    def __init__(self, model: nn.Module, layout: Layout) -> None:
-        named = dict(model.named_parameters())
+    def __init__(self, named: Mapping[str, Tensor], layout: Layout) -> None:
+        self.layout = layout
         trained = [named[tensor.name] for tensor in layout.tensors if tensor.kind is not Kind.BUFFER]
         if any(parameter.dtype != torch.float32 for parameter in trained):
             raise TaskError(f"expected parameters of float32, got {sorted({str(p.dtype) for p in trained})}")
@@ -192,23 +192,27 @@ class _FlatModel:
             start = stop
 
 
-class _Step:
+class Step:
     """One step of SGD or Adam on a flat model."""
 
-    def __init__(self, flat: _FlatModel, anchor: Vector, terms: LocalTerms, spec: LocalSpec) -> None:
+    def __init__(self, flat: FlatModel, anchor: Vector, terms: LocalTerms, spec: LocalSpec) -> None:
         self.flat, self.terms, self.spec = flat, terms, spec
-        count, device = len(flat.params), flat.params.device
-        centre = anchor[:count].astype(np.float32)
+        device = flat.params.device
+        centre = flat.layout.trained(anchor).astype(np.float32)
         if terms.dual is not None:
-            centre = centre - terms.dual[:count].astype(np.float32)
+            centre = centre - flat.layout.trained(terms.dual).astype(np.float32)
         self.centre = torch.from_numpy(centre).to(device)
         self.adam = _Adam(flat.params, spec.learning_rate) if spec.optimizer == "adam" else None
         self.rate = min(spec.learning_rate, 1 / terms.pull) if terms.pull else spec.learning_rate
 
     def __call__(self, loss: Tensor) -> None:
-        params, grads, spec = self.flat.params, self.flat.grads, self.spec
-        grads.zero_()
+        self.flat.grads.zero_()
         torch.autograd.backward(loss)
+        self.descend()
+
+    def descend(self) -> None:
+        """Take the step that the gradients in ``flat.grads`` ask for."""
+        params, grads, spec = self.flat.params, self.flat.grads, self.spec
         if self.terms.pull:
             grads.add_(params - self.centre, alpha=self.terms.pull)
         if spec.clip_norm is not None:
@@ -236,14 +240,14 @@ class _Adam:
         self.params.addcdiv_(self.mean, scale, value=-self.rate / (1 - BETA1**self.steps))
 
 
-def _batches(count: int, batch_size: int, seed: int) -> Iterator[Tensor]:
+def batches(count: int, batch_size: int, seed: int) -> Iterator[Tensor]:
     """Yield the rows of each batch of an epoch, int64; the last batch may be smaller."""
     order = torch.from_numpy(seeds.permutation(seed, count))
     for start in range(0, count, batch_size):
         yield order[start : start + batch_size]
 
 
-def _tensors(data: Dataset) -> tuple[Tensor, Tensor]:
+def tensors_of(data: Dataset) -> tuple[Tensor, Tensor]:
     """Return inputs and targets as float32 or int64 tensors."""
     inputs, targets = (
         torch.from_numpy(np.ascontiguousarray(array, np.float32 if array.dtype.kind == "f" else np.int64))

@@ -1,18 +1,23 @@
 """Where a model is cut: a front half for devices, a back half for the server.
 
     halves(model)                  a model that knows: it has front() and back()
-    cut(sequential, at="6")        from the layer of that name on everything is the back half
+    cut(sequential, at="6", example=x)     from the layer of that name on everything is the back half
     cut(model, at="fc1", order=("conv1", "pool", "flatten", "fc1", "fc2"))        layers of any module, in this order
 
 Halves hold the model's own layers under its own names, so that a step of a half is a step of the model, the model is
-evaluated whole, and its params are the params of both. What they compute must be what the model computes; ``check``
-tries it on some inputs.
+evaluated whole, and its params are the params of both: ``halved`` says which are whose. What they compute must be what
+the model computes; ``check`` tries it on some inputs.
+
+A task that can be trained split says where, and of what shape one example's inputs are:
+
+    def split(self, model):
+        return cut(model, at="6", example=torch.zeros(1, 1, 28, 28))
 """
 
 from __future__ import annotations
 
 from collections import OrderedDict
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Protocol, runtime_checkable
 
@@ -20,6 +25,8 @@ import torch
 from torch import Tensor, nn
 
 from fedge.errors import TaskError
+from fedge.layout import Layout
+from fedge.tasks.torch_model import specs, state_of
 
 
 @runtime_checkable
@@ -46,10 +53,11 @@ class SplitTask(Protocol):
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Halves:
-    """A model in two halves that share no parameter."""
+    """A model in two halves that share no parameter. ``shape``: of one example's activations, if it is known."""
 
     front: nn.Module
     back: nn.Module
+    shape: tuple[int, ...] | None = None
 
     def __post_init__(self) -> None:
         front, back = ({id(tensor) for tensor in half.parameters()} for half in (self.front, self.back))
@@ -57,6 +65,45 @@ class Halves:
             raise TaskError("split: expected a front half with parameters to train, got none")
         if front & back:
             raise TaskError(f"split: expected halves with no parameter in common, got {len(front & back)} in both")
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Halved:
+    """A task's model in two halves, and which tensors of its layout are whose, by the whole model's names."""
+
+    parts: Halves
+    layout: Layout
+    front: Mapping[str, Tensor]
+    back: Mapping[str, Tensor]
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """The shape of one example's activations.
+
+        Raises:
+            TaskError: the task does not say.
+        """
+        if self.parts.shape is None:
+            raise TaskError("split: expected halves with the shape of activations, got none; give cut an example")
+        return self.parts.shape
+
+
+def halved(task: object, model: nn.Module) -> Halved:
+    """Return the halves of ``model``, which ``task`` made.
+
+    Raises:
+        TaskError: the task cannot be trained split, or some tensor is in neither half.
+    """
+    if not isinstance(task, SplitTask):
+        raise TaskError(f"expected a task with split(model), which says where its model is cut, got {task!r}")
+    parts, state = task.split(model), state_of(model)
+    owned, rest = ({id(one) for one in state_of(half).values()} for half in (parts.front, parts.back))
+    lost = [name for name, one in state.items() if id(one) not in owned | rest]
+    if lost:
+        raise TaskError(f"split: expected every tensor of the model in one half, got {', '.join(lost)} in neither")
+    front = {name: one for name, one in state.items() if id(one) in owned}
+    back = {name: one for name, one in state.items() if id(one) not in owned}
+    return Halved(parts, Layout.halves(specs(front), specs(back)), front, back)
 
 
 def halves(model: nn.Module) -> Halves:
@@ -70,10 +117,11 @@ def halves(model: nn.Module) -> Halves:
     return Halves(model.front(), model.back())
 
 
-def cut(model: nn.Module, at: str, order: Sequence[str] = ()) -> Halves:
+def cut(model: nn.Module, at: str, order: Sequence[str] = (), example: Tensor | None = None) -> Halves:
     """Cut ``model`` before its layer ``at``.
 
     ``order``: names of all its layers as they are applied, one after another; left out, ``model`` is a Sequential.
+    ``example``: inputs ``[1, ..]``, whatever their values, from which the shape of activations is learnt.
 
     Raises:
         TaskError: there is no such layer, nothing before it, or the halves share parameters.
@@ -89,7 +137,8 @@ def cut(model: nn.Module, at: str, order: Sequence[str] = ()) -> Halves:
     except AttributeError as error:
         raise TaskError(f"split: expected layers of {type(model).__name__}: {error}") from error
     place = names.index(at)
-    return Halves(*(nn.Sequential(OrderedDict(part)) for part in (layers[:place], layers[place:])))
+    front, back = (nn.Sequential(OrderedDict(part)) for part in (layers[:place], layers[place:]))
+    return Halves(front, back, None if example is None else activation_shape(front, example))
 
 
 def activation_shape(front: nn.Module, inputs: Tensor) -> tuple[int, ...]:

@@ -13,7 +13,7 @@ the CPU it runs on: server and devices must agree on the model they start from w
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
+from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
@@ -32,15 +32,23 @@ _DTYPES = {torch.bfloat16: "float32"}
 
 def layout_of(model: nn.Module) -> Layout:
     """Return where each parameter and buffer of ``model`` lies in the flat vector."""
-    return Layout.of(
-        TensorSpec(name, tuple(tensor.shape), _kind(tensor), _dtype(name, tensor)) for name, tensor in _state(model)
-    )
+    return Layout.of(specs(state_of(model)))
+
+
+def specs(state: Mapping[str, Tensor]) -> list[TensorSpec]:
+    """Return what each tensor is, in the order given."""
+    return [TensorSpec(name, tuple(one.shape), _kind(one), _dtype(name, one)) for name, one in state.items()]
 
 
 def get_params(model: nn.Module, layout: Layout) -> Vector:
     """Return the parameters and buffers of ``model`` as one float32 vector ``[d]``."""
+    return read_tensors(state_of(model), layout)
+
+
+def read_tensors(state: Mapping[str, Tensor], layout: Layout) -> Vector:
+    """Return tensors by name as one float32 vector ``[d]``."""
     arrays = {}
-    for name, tensor in _state(model):
+    for name, tensor in state.items():
         tensor = tensor.detach().cpu()
         arrays[name] = (tensor.float() if tensor.is_floating_point() else tensor).numpy()
     return layout.pack(arrays)
@@ -52,8 +60,16 @@ def set_params(model: nn.Module, layout: Layout, vector: Vector) -> None:
     Raises:
         LayoutError: if ``vector`` or ``model`` does not fit ``layout``.
     """
+    write_tensors(state_of(model), layout, vector)
+
+
+def write_tensors(state: Mapping[str, Tensor], layout: Layout, vector: Vector) -> None:
+    """Copy ``vector`` ``[d]`` into tensors by name.
+
+    Raises:
+        LayoutError: if ``vector`` or the tensors do not fit ``layout``.
+    """
     arrays = layout.unpack(vector)
-    state = dict(_state(model))
     if state.keys() != arrays.keys():
         raise LayoutError(f"expected a model with tensors {sorted(arrays)}, got {sorted(state)}")
     with torch.no_grad():
@@ -82,14 +98,16 @@ def initialise(model: nn.Module, seed: int) -> nn.Module:
     return model
 
 
-def _state(model: nn.Module) -> Iterator[tuple[str, Tensor]]:
-    """Yield parameters, then persistent buffers, each tensor once: tied weights go by their first name."""
+def state_of(model: nn.Module) -> dict[str, Tensor]:
+    """Return parameters, then persistent buffers, each tensor once: tied weights go by their first name."""
     kept = model.state_dict(keep_vars=True)
     seen: set[int] = set()
+    found: dict[str, Tensor] = {}
     for name, tensor in [*model.named_parameters(), *model.named_buffers()]:
         if name in kept and id(tensor) not in seen:
             seen.add(id(tensor))
-            yield name, tensor
+            found[name] = tensor
+    return found
 
 
 def _kind(tensor: Tensor) -> Kind:
