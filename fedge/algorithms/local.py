@@ -24,7 +24,7 @@ gathered around the params of an earlier round, perhaps many rounds ago, would b
 
 One thread gives one result: call ``torch.set_num_threads(1)`` in the process that trains.
 
-This is the only module of ``fedge.algorithms`` that needs torch.
+This module, ``split.py``, ``front.py`` and ``back.py`` are those of ``fedge.algorithms`` that need torch.
 """
 
 from __future__ import annotations

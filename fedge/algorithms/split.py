@@ -12,7 +12,7 @@ on the union. Without options nothing is compressed: plain split training, to co
 A device keeps activations and tape until the answer comes, or (``keeps_tape=False``) inputs alone, and computes them
 again then: half the speed for about a tenth of the memory. A front half with running statistics has to keep the tape.
 
-Beside ``local.py`` this is the only module of ``fedge.algorithms`` that needs torch.
+How a round trains with it, over many steps and beside what an algorithm adds: ``front.py`` and ``back.py``.
 """
 
 from __future__ import annotations
@@ -30,6 +30,7 @@ from fedge.codecs.product import Floats, Indices
 from fedge.errors import CodecError, TaskError
 from fedge.split import Memory, Options, Shared, answer, correct, quantize, receive
 from fedge.split.message import MOST_VALUES, CodebookKind
+from fedge.split.quantizer import LARGEST_MAGNITUDE
 from fedge.tasks.split_model import Halves, activation_shape
 
 Loss = Callable[[Tensor, Tensor], Tensor]
@@ -56,7 +57,8 @@ class FrontHalf:
 
     def __init__(self, front: nn.Module, options: Options | None, keeps_tape: bool = True) -> None:
         self.front, self.options, self.keeps_tape = front, options, keeps_tape
-        self.trained = [parameter for parameter in front.parameters() if parameter.requires_grad]
+        self.trained: list[Tensor] = [parameter for parameter in front.parameters() if parameter.requires_grad]
+        """In which order their gradients are given."""
         self._pending: _Pending | None = None
 
     def forward(self, inputs: Tensor, step: int, seed: int, shared: Shared | None = None) -> bytes:
@@ -105,6 +107,15 @@ class FrontHalf:
         return outputs
 
 
+@dataclass(frozen=True, slots=True, eq=False)
+class Backward:
+    """What one batch asks for: the answer to its device, its mean loss, and the gradients of the trained parameters."""
+
+    answer: bytes
+    loss: float
+    grads: Sequence[Tensor]
+
+
 class BackHalf:
     """The server's half. ``shape``: of one example's activations, as the back half takes them."""
 
@@ -118,7 +129,7 @@ class BackHalf:
     ) -> None:
         self.back, self.loss, self.shape, self.options = back, loss, shape, options
         self.most_values = most_values
-        self.trained = [parameter for parameter in back.parameters() if parameter.requires_grad]
+        self.trained: list[Tensor] = [parameter for parameter in back.parameters() if parameter.requires_grad]
 
     def receive(self, data: bytes, shared: Shared | None = None) -> tuple[Floats, Seen | None]:
         """Return z~, float32 ``[B, d]``, and what the memory of the run wants to know of the message.
@@ -145,20 +156,36 @@ class BackHalf:
         sums = [torch.zeros_like(parameter) for parameter in self.trained]
         answers, losses = [], []
         for k, (restored, targets) in enumerate(batches):
-            z = torch.from_numpy(restored).to(targets.device).view(len(restored), *self.shape).requires_grad_()
-            with _drawing(seeds.derive(seed, "torch", k)):
-                loss = self.loss(self.back(z), targets)
-            if not torch.isfinite(loss):
-                raise TaskError(f"split: training diverged, a batch has loss {loss.item()}")
-            gradient, *grads = torch.autograd.grad(loss, [z, *self.trained], materialize_grads=True)
-            for total, grad in zip(sums, grads, strict=True):
+            found = self.backward(restored, targets, seeds.derive(seed, k))
+            for total, grad in zip(sums, found.grads, strict=True):
                 total.add_(grad, alpha=1 / len(batches))
-            rows = _rows(gradient)
-            own = seeds.derive(seed, "gradient", k)
-            answers.append(rows.tobytes() if self.options is None else answer(rows, self.options, own))
-            losses.append(loss.item())
+            answers.append(found.answer)
+            losses.append(found.loss)
         descend(self.trained, sums, rate)
         return answers, losses
+
+    def _where(self) -> torch.device:
+        return self.trained[0].device if self.trained else torch.device("cpu")
+
+    def backward(self, restored: Floats, targets: Tensor, seed: int) -> Backward:
+        """Return what one device's batch, z~ float32 ``[B, d]`` and targets, asks for. Nothing is changed.
+
+        Raises:
+            TaskError: a loss or a gradient that is not finite.
+            CodecError: a gradient by z~ that is too large to be answered.
+        """
+        z = torch.from_numpy(restored).to(self._where()).view(len(restored), *self.shape).requires_grad_()
+        with _drawing(seeds.derive(seed, "torch")):
+            # Where the targets are, which is the CPU: a label that is no class would end an accelerator's context.
+            loss = self.loss(self.back(z).to(targets.device), targets)
+        if not torch.isfinite(loss):
+            raise TaskError(f"split: training diverged, a batch has loss {loss.item()}")
+        gradient, *grads = torch.autograd.grad(loss, [z, *self.trained], materialize_grads=True)
+        rows, own = _rows(gradient), seeds.derive(seed, "gradient")
+        data = rows.tobytes() if self.options is None else answer(rows, self.options, own)
+        if not all(bool(torch.isfinite(grad).all()) for grad in grads):
+            raise TaskError("split: training diverged, a batch has a gradient that is not finite")
+        return Backward(data, loss.item(), grads)
 
 
 def descend(parameters: Sequence[Tensor], grads: Sequence[Tensor], rate: float) -> None:
@@ -234,4 +261,7 @@ def _as_floats(data: bytes, size: int) -> Floats:
     """Read what travels uncompressed, float32 ``[B, size]``."""
     if not data or len(data) % (4 * size):
         raise CodecError(f"expected whole examples of {size} float32, got {len(data)} bytes")
-    return np.frombuffer(data, "<f4").astype(np.float32).reshape(-1, size)
+    found = np.frombuffer(data, "<f4").astype(np.float32).reshape(-1, size)
+    if not np.abs(found).max() <= LARGEST_MAGNITUDE:
+        raise CodecError(f"expected numbers of magnitude {LARGEST_MAGNITUDE:g} or less, got others")
+    return found

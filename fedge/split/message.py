@@ -215,6 +215,18 @@ class ActivationMessage:
         return cls(shape, book, index, indices, named)
 
 
+def state_named(data: bytes) -> str | None:
+    """Return the id of the shared state that a message of activations was made with; None where it needs none.
+
+    Raises:
+        CodecError: it is no such message.
+    """
+    kinds = _head(_HEAD, data, ACTIVATIONS, "activations")[0]
+    if kinds & 15 != CodebookKind.SHARED and kinds >> 4 != IndexKind.CODED_SHARED:
+        return None
+    return data[_HEAD.size : _HEAD.size + ID_BYTES].hex()
+
+
 def _model(state: Shared | None, shape: Shape) -> Indices:
     expected = shape.subvectors, (1 << shape.index_bits) - 1
     if state is None or state.model is None or state.model.shape != expected:

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
 from dataclasses import dataclass
 from enum import StrEnum
+from typing import Any
 
 from fedge.codecs.product import MOST_CENTROIDS
 from fedge.errors import CodecError
@@ -90,6 +92,18 @@ class Options:
             codebook_bits=FLOAT_BITS,
             gradient_bits=FLOAT_BITS,
         )
+
+    @classmethod
+    def of(cls, values: int, settings: Mapping[str, Any]) -> Options:
+        """Return options for rows of ``values`` activations. Without ``subvectors``, of 8 activations each or fewer.
+
+        Raises:
+            CodecError: a value out of range, or subvectors that do not divide ``values``.
+        """
+        length = next(n for n in range(8, 0, -1) if values % n == 0)
+        made = cls(**{"subvectors": values // length, **settings})
+        made.shape(1, values)
+        return made
 
     def shape(self, examples: int, values: int) -> Shape:
         """Return the shape of a batch.
