@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, Literal
 
 from pydantic import Field
 
 from schemas.base import Model
 from schemas.ids import DeviceName, LogLevel, ServerUrl, TaskPath
-from schemas.specs import Limits
+from schemas.specs import Limits, Trains
 
 
 class ServerConfig(Model):
@@ -33,6 +33,7 @@ class ServerConfig(Model):
         ge=0,
         description="on disk, of a run: what devices have of the model; the longest unused are deleted above it",
     )
+    split_device: str = Field(default="cpu", description="where back halves are trained: cpu, cuda, cuda:1, ..")
     tls_certificate: str = ""
     tls_key: str = ""
     log_level: LogLevel = "INFO"
@@ -43,6 +44,9 @@ class TaskConfig(Model):
 
     task: TaskPath
     data: dict[str, Any] = Field(default={})
+    trains: Trains = Field(
+        default="either", description="front: only the front half, in split runs; whole: the whole model alone"
+    )
 
 
 class DeviceConfig(Model):
@@ -54,5 +58,11 @@ class DeviceConfig(Model):
     limits: Limits = Limits()
     wait_seconds: float = Field(default=50.0, gt=0, le=600, description="long poll asked for")
     threads: int = Field(default=1, ge=1, description="torch threads of the trainer")
+    split_transport: Literal["auto", "websocket", "poll"] = Field(
+        default="auto", description="of split steps; auto: WebSocket, and long polls where that does not get through"
+    )
+    keeps_tape: bool = Field(
+        default=True, description="false: the front half is run twice a step, in about a tenth of the memory"
+    )
     tls_ca: str = Field(default="", description="certificate authority of the server, where it is private")
     log_level: LogLevel = "INFO"

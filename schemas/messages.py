@@ -7,6 +7,7 @@ device                              aggregator
   GET  .../download              -> frames     the model this device starts from
   PUT  .../updates/me            -> UpdateStatus   body: u32 length | UpdateHeader | frames in random order
   GET  .../updates/me            -> UpdateStatus   which segments arrived, after a cut
+  GET  /v1/runs/R/split          -> WebSocket      steps of split training (``fedge.split.exchange``)
   GET  /v1/receipts              -> Receipts   which of its frames were applied
 """
 
@@ -19,7 +20,7 @@ from pydantic import Field, StringConstraints
 
 from schemas.base import Model
 from schemas.ids import DeviceName, Digest, RunName, Secret, TaskPath
-from schemas.specs import AlgorithmSpec, DownlinkSpec, Limits, LocalSpec, UplinkSpec
+from schemas.specs import AlgorithmSpec, DownlinkSpec, Limits, LocalSpec, SplitSpec, Trains, UplinkSpec
 
 Text = Annotated[str, StringConstraints(max_length=500)]
 
@@ -29,6 +30,8 @@ class TaskOffer(Model):
 
     num_examples: int = Field(ge=1, le=2**53)
     layout: Digest
+    split_layout: Digest | None = Field(default=None, description="of the model cut in two, where the task cuts it")
+    trains: Trains = "either"
 
 
 class Enroll(Model):
@@ -70,6 +73,7 @@ class Assignment(Model):
     last_applied: int = Field(
         ge=0, description="round of the last update of this device that was applied in this epoch; 0: none"
     )
+    split: SplitSpec | None = Field(default=None, description="the device trains the front half; null: all of it")
 
 
 class Outcome(StrEnum):

@@ -9,7 +9,7 @@ from pydantic import Field, model_validator
 
 from schemas.base import Model, parse_toml
 from schemas.ids import TaskPath
-from schemas.specs import AlgorithmSpec, DownlinkSpec, FedDyn, LocalSpec, UplinkSpec
+from schemas.specs import AlgorithmSpec, DownlinkSpec, FedDyn, LocalSpec, SplitSpec, UplinkSpec
 
 
 class Updates(Model):
@@ -100,6 +100,7 @@ class Plan(Model):
     aggregation: Aggregation = Aggregation()
     uplink: UplinkSpec = UplinkSpec()
     downlink: DownlinkSpec = DownlinkSpec()
+    split: SplitSpec | None = Field(default=None, description="left out: every device trains the whole model")
 
     @model_validator(mode="after")
     def _settings_agree(self) -> Self:
@@ -110,7 +111,16 @@ class Plan(Model):
             )
         if self.uplink.codec == "m22" and self.aggregation.weights == "shrinkage":
             raise ValueError('aggregation.weights: shrinkage needs an unbiased codec, got uplink.codec = "m22"')
+        if self.split is not None and self.local.optimizer != "sgd":
+            raise ValueError(f'local.optimizer: split needs "sgd", got "{self.local.optimizer}"')
+        if self.split is not None and self.downlink.mode == "mcm":
+            raise ValueError('downlink.mode: split needs "rand-mcm", "snapshot" or "none", got "mcm"')
         return self
+
+    @property
+    def is_split(self) -> bool:
+        """Whether the model is cut in two, and some devices train its front half."""
+        return self.split is not None
 
 
 def plan_from_toml(text: str, what: str = "plan") -> Plan:

@@ -239,6 +239,64 @@ class DownlinkSpec(Model):
         return self.mode in ("mcm", "rand-mcm")
 
 
+Subvectors = Annotated[
+    Literal["auto"] | Annotated[int, Field(ge=1, le=65_535)], _in_words('"auto", or a whole number from 1 to 65535')
+]
+
+
+class SplitSpec(Model):
+    """Split training (``fedge.split``): devices train the front half of the model, the aggregator the rest.
+
+    ``subvectors`` is FedLite's q, ``groups`` R, ``centroids`` L, ``correction`` λ (docs/split.md).
+    """
+
+    devices: Literal["all", "front-only"] = Field(
+        default="all",
+        description="who trains the front half: all: whoever can; front-only: those that can do no more, the others "
+        "train the whole model",
+    )
+    steps: int = Field(default=0, ge=0, le=1_000_000, description="steps in a round; 0: local.epochs passes")
+    gather_seconds: float = Field(
+        default=0.5, ge=0, le=60, description="how long a step of the back half waits for devices at work"
+    )
+    codec: Literal["fedlite", "none"] = Field(default="fedlite", description="none: float32, both ways")
+    subvectors: Subvectors = Field(default="auto", description="auto: of eight activations each")
+    groups: int = Field(default=1, ge=1, le=65_535)
+    centroids: int = Field(default=8, ge=1, le=256)
+    correction: float = Field(default=1e-3, ge=0)
+    relative: bool = Field(default=False, description="correction is a share of the gradient's size")
+    ramp_steps: int = Field(default=0, ge=0, description="steps over which the correction grows from 0")
+    cap: float = Field(default=0.0, ge=0, description="the most the correction may be of the gradient; 0: no limit")
+    start: Literal["fresh", "warm", "shared"] = Field(default="warm", description="where a codebook comes from")
+    refresh_steps: int = Field(default=10, ge=1, description="of shared codebooks: how often they are fitted again")
+    coding: Literal["packed", "adaptive", "shared"] = "adaptive"
+    codebook_bits: Literal[8, 32] = 8
+    gradient_bits: int = Field(default=4, ge=2, le=32, description="of a coordinate of the answer: 2 to 8, or 32")
+    least_members: int = Field(default=0, ge=0, le=65_535, description="examples that a centroid must be a mean of")
+
+    @model_validator(mode="after")
+    def _possible(self) -> Self:
+        if self.subvectors != "auto" and self.groups > self.subvectors:
+            raise ValueError(f"groups must not exceed subvectors, got {self.groups} > {self.subvectors}")
+        if 8 < self.gradient_bits < 32:
+            raise ValueError(f"gradient_bits must be 2 to 8, or 32, got {self.gradient_bits}")
+        return self
+
+    @property
+    def quantizer(self) -> dict[str, Any] | None:
+        """The settings of the quantizer (``fedge.split.Options``), without subvectors where those are "auto"."""
+        if self.codec == "none":
+            return None
+        chosen = self.model_dump(exclude={"devices", "steps", "gather_seconds", "codec"})
+        return {name: value for name, value in chosen.items() if value != "auto"}
+
+
+Half = Literal["whole", "front"]
+"""What a device trains of a model."""
+Trains = Literal["either", "whole", "front"]
+"""What a device can train: "either" is the whole model, and its front half."""
+
+
 class LinkLimit(Model):
     """What a device may send or receive in one round: bits, bytes, or a speed held for some seconds."""
 

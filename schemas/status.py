@@ -40,6 +40,34 @@ class Traffic(Model):
     down: int = Field(default=0, ge=0)
 
 
+class SplitStatus(Model):
+    """What a round's split training did. Bytes are of messages, without HTTP; ``float32_bytes`` of the same batches.
+
+    ``float32_bytes`` counts activations up and gradients down as bare float32; half of it is float16.
+    """
+
+    devices: tuple[DeviceName, ...] = Field(default=(), description="whose front halves were served")
+    steps: int = Field(default=0, description="steps of the back half")
+    batches: int = Field(default=0, description="batches of devices in them; each counts once, however often it came")
+    repeats: int = Field(default=0, description="batches that came again and were answered as before")
+    refused: int = Field(default=0, description="batches that were none")
+    loss: float | None = Field(default=None, description="mean over the last step that had any batch")
+    activations: int = Field(default=0, description="bytes up")
+    labels: int = Field(default=0, description="bytes up")
+    gradients: int = Field(default=0, description="bytes down")
+    shared: int = Field(default=0, description="bytes down, of codebooks and index models")
+    overhead: Traffic = Field(default=Traffic(), description="bytes of headers and greetings")
+    float32_bytes: Traffic = Traffic()
+
+    @property
+    def bytes(self) -> Traffic:
+        """All bytes of messages."""
+        return Traffic(
+            up=self.activations + self.labels + self.overhead.up,
+            down=self.gradients + self.shared + self.overhead.down,
+        )
+
+
 class RoundStatus(Model):
     """One round. ``updates`` are complete ones, ``partial`` devices delivered some segments only; ``late`` ones are in
     neither, and in ``cohort`` only where the round was too small without them."""
@@ -68,6 +96,7 @@ class RoundStatus(Model):
         description="E of the squared distance between the model that a device trains from and the aggregator's, "
         "mean over the downloads; null: there were none",
     )
+    split: SplitStatus | None = Field(default=None, description="null: every device trained the whole model")
     traffic: Traffic = Traffic()
     frame_bytes: Traffic = Field(default=Traffic(), description="frames alone, without HTTP and polling")
     float32_bytes: Traffic = Field(default=Traffic(), description="the same vectors as bare float32")

@@ -29,6 +29,7 @@ from schemas.status import (
 )
 from server_app import handlers_device as device
 from server_app import handlers_people as people
+from server_app import handlers_split as steps
 from server_app import metrics, page, problems
 from server_app.context import CONTEXT, Context
 
@@ -56,6 +57,7 @@ async def openapi(request: web.Request) -> web.Response:
 
 
 UPDATES = "/v1/runs/{run}/rounds/{number}/updates/me"
+SPLIT = "/v1/runs/{run}/split"
 
 ROUTES: tuple[Route, ...] = (
     Route("GET", "/", page.index, "", media="text/html"),
@@ -78,6 +80,8 @@ ROUTES: tuple[Route, ...] = (
     Route("POST", "/v1/enroll", device.enroll, "device", takes=Enroll, gives=Enrolled, media=MSGPACK),
     Route("GET", "/v1/work", device.work, "device", gives=Work, media=MSGPACK, query=("wait", "run", "round")),
     Route("GET", "/v1/runs/{run}/download", device.download, "device", media=OCTETS, query=("round",)),
+    Route("GET", SPLIT, steps.split, "device", media=OCTETS, query=("round", "step", "wait")),
+    Route("POST", SPLIT, steps.split_step, "device", media=OCTETS, query=("round", "wait")),
     Route("GET", UPDATES, device.update_status, "device", gives=UpdateStatus, media=MSGPACK),
     Route("PUT", UPDATES, device.upload, "device", takes=UpdateHeader, gives=UpdateStatus, media=MSGPACK),
     Route("GET", "/v1/receipts", device.receipts, "device", gives=Receipts, media=MSGPACK, query=("run",)),

@@ -1,7 +1,8 @@
 """Vectors on disk: the state of a run after a round, as one safetensors file.
 
-    runs/<run>/round-<n>.state     params, published float32 [d]; h float64 [d] where the algorithm keeps one
+    runs/<run>/round-<n>.state     params, published float32 [d]; h and back_dual float64 [d] where there are duals
     runs/<run>/round-<n>.journal   ``server_app.journal``
+    runs/<run>/round-<n>.split     ``server_app.back_half``
     runs/<run>/down/               ``server_app.download_states``
 
 A file is written beside its name, synced, renamed, and the directory synced: it is whole or it is not there. Functions
@@ -21,7 +22,7 @@ from fedge.algorithms import ServerState
 from fedge.errors import LayoutError
 from fedge.layout import Layout
 
-_NUMBERED = re.compile(r"round-(\d+)\.(state|journal)")
+_NUMBERED = re.compile(r"round-(\d+)\.(state|journal|split)")
 
 
 class RunFiles:
@@ -43,6 +44,10 @@ class RunFiles:
     def journal(self, number: int) -> Path:
         """Return the path of the journal of round ``number``."""
         return self.directory / f"round-{number}.journal"
+
+    def split(self, number: int) -> Path:
+        """Return the path of the journal of the split steps of round ``number``."""
+        return self.directory / f"round-{number}.split"
 
     @property
     def downloads(self) -> Path:
@@ -89,6 +94,8 @@ def save_state(path: Path, state: ServerState) -> None:
         tensors["published"] = np.ascontiguousarray(state.published)
     if state.h is not None:
         tensors["h"] = np.ascontiguousarray(state.h)
+    if state.back_dual is not None:
+        tensors["back_dual"] = np.ascontiguousarray(state.back_dual)
     write_durably(path, save(tensors))
 
 
@@ -96,7 +103,7 @@ def load_state(path: Path) -> ServerState:
     """Read what ``save_state`` wrote."""
     tensors = load(path.read_bytes())
     params = tensors["params"]
-    return ServerState(params, tensors.get("published", params), tensors.get("h"))
+    return ServerState(params, tensors.get("published", params), tensors.get("h"), tensors.get("back_dual"))
 
 
 def export_model(path: Path, layout: Layout) -> bytes:

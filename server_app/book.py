@@ -19,13 +19,14 @@ from fedge.frames import Frame, read_frame
 from fedge.layout import Layout, Vector
 from fedge.protocol.coordinator import DeviceGone, Event, Round, UpdateReceived
 from fedge.protocol.ledger import Ledger
+from fedge.protocol.offer import part_of
 from fedge.protocol.staleness import Ending, end, may_come, step_of
 from fedge.update import Stream, Trust, decode_delta, uplink
 from fedge.weighting import error_of
 from schemas.ids import DeviceId, RunId
 from schemas.messages import Assignment, Refusal, UpdateHeader, UpdateStatus
 from schemas.packing import pack, unpack
-from schemas.status import RoundPhase, RoundStatus, Traffic
+from schemas.status import RoundPhase, RoundStatus, SplitStatus, Traffic
 from server_app.body import Body
 from server_app.errors import Refused
 from server_app.journal import Entry, GroupCommit, Journal, Kind, Record
@@ -39,6 +40,7 @@ class Book:
     ``assignments`` are the cohort's, ``late`` those of devices whose update of an earlier round may still come.
     ``weights`` are the devices' weights in the mean, from what is on record and not from what an update says; ``trust``
     is the algorithm's, by which decoded frames are multiplied.
+    ``sizes`` are how many examples devices of the cohort have.
     ``conflicts`` are devices that sent another update or frame than before: this round they will not get whole.
     """
 
@@ -53,6 +55,7 @@ class Book:
     sums: SegmentSums
     late: Mapping[DeviceId, Assignment] = field(default_factory=dict)
     max_staleness: int = 0
+    sizes: Mapping[DeviceId, int] = field(default_factory=dict)
     refusals: dict[DeviceId, UpdateHeader] = field(default_factory=dict)
     conflicts: set[DeviceId] = field(default_factory=set)
     fetched: set[DeviceId] = field(default_factory=set)
@@ -80,6 +83,15 @@ class Book:
         if found is None or found.round != number:
             raise Refused(403, "not_invited", f"{device} was not invited to round {number} of {self.run}")
         return found
+
+    def part(self, device: DeviceId) -> Layout:
+        """Return the layout of what ``device`` was asked to train: the model's, or that of its front half."""
+        return part_of(self.layout, self._owed(device))
+
+    def at_work(self) -> int:
+        """Return how many devices train the front half right now: invited, come for their work, and not done."""
+        fronts = [device for device, asked in self.assignments.items() if asked.split is not None]
+        return sum(device in self.fetched and self.wants(device) for device in fronts)
 
     def wants(self, device: DeviceId) -> bool:
         """Whether ``device`` was asked and still owes something in this round."""
@@ -178,7 +190,9 @@ class Book:
             is_open=self.round.is_open or stays,
         )
 
-    def round_status(self, traffic: Traffic, closed_at: float | None = None) -> RoundStatus:
+    def round_status(
+        self, traffic: Traffic, closed_at: float | None = None, split: SplitStatus | None = None
+    ) -> RoundStatus:
         """Return what people see of the round."""
         sent = [DeviceId(name) for name in self.ledger.deliveries if self.ledger.segments(name)]
         complete = [name for name in sent if self.ledger.is_complete(name)]
@@ -197,16 +211,17 @@ class Book:
             loss=self.mean_loss(),
             shrunk_by=self.sums.shrunk_by,
             bytes_down=dict(self.bytes_down),
+            split=split,
             perturbation=sum(lost) / len(lost) if (lost := self.perturbations.values()) else None,
             traffic=traffic,
-            frame_bytes=self.frame_bytes.snapshot(),
-            float32_bytes=self.float32_bytes.snapshot(),
+            frame_bytes=_with_split(self.frame_bytes.snapshot(), split),
+            float32_bytes=_with_split(self.float32_bytes.snapshot(), split, is_float32=True),
         )
 
     def note_download(self, device: DeviceId, size: int, perturbation: float) -> None:
         """Count what a device is sent."""
         self.frame_bytes.down += size
-        self.float32_bytes.down += 4 * self.layout.size
+        self.float32_bytes.down += 4 * self.part(device).size
         self.bytes_down[device] += size
         self.perturbations[device] = perturbation
 
@@ -237,6 +252,14 @@ class Book:
     def _take_refusal(self, device: DeviceId, header: UpdateHeader) -> None:
         self.refusals[device] = header
         self.report(DeviceGone(device, _why(header)))
+
+
+def _with_split(frames: Traffic, split: SplitStatus | None, is_float32: bool = False) -> Traffic:
+    """Return bytes of frames with those of split steps; as float32, activations and gradients alone count."""
+    if split is None:
+        return frames
+    own = split.float32_bytes if is_float32 else split.bytes
+    return Traffic(up=frames.up + own.up, down=frames.down + own.down)
 
 
 def open_book(book: Book, path: Path) -> GroupCommit:

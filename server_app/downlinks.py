@@ -83,9 +83,9 @@ class Downlinks:
         self.files = StateFiles(folder, max_bytes)
         self.resyncs = 0
         self._opened = self._closed = False
-        self._nothing: Claim | None = None
+        self._origins: dict[str, StateId] = {}
         self._common: Common | None = None
-        self._shared: tuple[int, list[bytes]] = (0, [])
+        self._shared: dict[int, tuple[int, list[bytes]]] = {}
         self._opening = asyncio.Lock()
         self._turns: defaultdict[DeviceId, asyncio.Lock] = defaultdict(asyncio.Lock)
         self._encoders = asyncio.Semaphore(ENCODERS)
@@ -139,7 +139,6 @@ class Downlinks:
 
     def _open(self, layout: Layout) -> None:
         self.files.open()
-        self._nothing = Claim(origin(layout).id)
         if self.mode is Mode.MCM:
             self._common = self.files.common(layout.size)
 
@@ -155,14 +154,15 @@ class Downlinks:
             case Mode.NONE:
                 return self._bare, self._turns[EVERYONE]
 
-    def _said(self, claim: Claim | None) -> tuple[Claim, bool]:
+    def _said(self, layout: Layout, claim: Claim | None) -> tuple[Claim, bool]:
         """Return what the device says that it has, and whether that is anything."""
-        assert self._nothing is not None
-        claim = claim or self._nothing
-        return claim, claim.state != self._nothing.state
+        nothing = self._origins.get(layout.digest) or origin(layout).id
+        self._origins[layout.digest] = nothing
+        claim = claim or Claim(nothing)
+        return claim, claim.state != nothing
 
     def _own(self, layout: Layout, asked: Assignment, device: DeviceId, params: Floats, said: Claim | None) -> Download:
-        spec, (claim, has_one) = asked.downlink, self._said(said)
+        spec, (claim, has_one) = asked.downlink, self._said(layout, said)
         channel = channel_of(layout, asked.seed, device, self.mode, spec.codec_name)
         before = self.files.ledger(device, layout.size)
         question = Asked(claim.state, params, asked.round, spec.bits, spec.step, spec.full_bits)
@@ -181,7 +181,7 @@ class Downlinks:
     def _missed(
         self, layout: Layout, asked: Assignment, device: DeviceId, params: Floats, said: Claim | None
     ) -> Download:
-        spec, (claim, has_one) = asked.downlink, self._said(said)
+        spec, (claim, has_one) = asked.downlink, self._said(layout, said)
         channel = channel_of(layout, asked.seed, device, self.mode, spec.codec_name)
         common = refresh(channel, self._common, params, asked.round, spec.bits, spec.full_bits, spec.step)
         if common is not self._common:
@@ -214,10 +214,10 @@ class Downlinks:
     def _bare(
         self, layout: Layout, asked: Assignment, device: DeviceId, params: Floats, said: Claim | None
     ) -> Download:
-        number, frames = self._shared
+        number, frames = self._shared.get(layout.size, (0, []))
         if number != asked.round:
             vector = np.ascontiguousarray(params, np.float32)
             stream = downlink(asked.seed, asked.round, device)
             frames = encode_snapshot(layout, vector, stream, "none", asked.downlink.bits)
-            self._shared = asked.round, frames
+            self._shared[layout.size] = asked.round, frames
         return Download(sum(map(len, frames)), 0.0, frames)

@@ -20,7 +20,7 @@ import numpy as np
 
 from fedge.algorithms import ServerState, build
 from fedge.errors import FedgeError
-from fedge.layout import Layout
+from fedge.layout import Layout, Vector
 from fedge.protocol import coordinator
 from fedge.protocol import run as runs
 from fedge.protocol.coordinator import (
@@ -32,12 +32,14 @@ from fedge.protocol.coordinator import (
     Event,
     Invite,
     Tick,
+    UpdateReceived,
     WakeAt,
 )
 from fedge.protocol.staleness import late_receipts
 from schemas.ids import DeviceId
 from schemas.messages import Assignment, Receipt
-from schemas.status import RoundPhase, RoundStatus, RunPhase, Traffic
+from schemas.status import RoundPhase, RoundStatus, RunPhase, SplitStatus, Traffic
+from server_app.back_half import BackHalf
 from server_app.blobs import RunFiles, load_state, save_state
 from server_app.book import Book
 from server_app.downlinks import Downlinks
@@ -46,6 +48,7 @@ from server_app.evaluation import Evaluations, RunRecord
 from server_app.house import House
 from server_app.opening import Opening
 from server_app.rows import Member, RunRow, add_round, plus, with_measured
+from server_app.split_round import back_half_of, fold, with_back_dual
 
 log = logging.getLogger(__name__)
 
@@ -67,6 +70,7 @@ class Driver:
         self.opening = Opening(house, self.record, self.algorithm, self.files)
         self.roster = self.opening.roster
         self.book: Book | None = None
+        self.back: BackHalf | None = None
         self.state: ServerState | None = None
         self.waiting_for = ""
         self._inbox: asyncio.Queue[Event] = asyncio.Queue()
@@ -124,6 +128,8 @@ class Driver:
         """Before the aggregator ends: take no more frames, and wait until those that came are durable."""
         if self.book is not None:
             await self._seal(self.book)
+        if self.back is not None:
+            await self.back.abandon()
         await self.evaluations.cancel()
 
     def traffic(self) -> Traffic:
@@ -139,7 +145,7 @@ class Driver:
     def round_status(self) -> RoundStatus | None:
         """Return the round under way; None before the first and after the last."""
         if self.book is not None:
-            return self.book.round_status(self.traffic())
+            return self.book.round_status(self.traffic(), split=self._split_status())
         if self.run.phase is RunPhase.RUNNING and not self.run.progress.has_all_rounds:
             return RoundStatus(round=self.run.progress.round, phase=RoundPhase.SELECTING, traffic=self.traffic())
         return None
@@ -148,7 +154,8 @@ class Driver:
         """Make the state the first round starts from."""
         run = self.run
         self.waiting_for = "the initial model"
-        layout, params = await self.house.worker.initial(run.plan.task, run.plan.seed)
+        plan = run.plan
+        layout, params = await self.house.worker.initial(plan.task, plan.seed, plan.is_split)
         self._check_stopped()
         self.state = self.algorithm.initial(params)
         await asyncio.to_thread(self.files.create)
@@ -203,6 +210,13 @@ class Driver:
         if book.commit is not None:
             self._committing = self.house.spawn(book.commit.run())
         self.book = book
+        if self.state is not None:
+            self.back = back_half_of(self.house, self.run, book, self.state, self.algorithm, self.files)
+        if self.back is not None:
+            self.house.spawn(self.back.run())
+
+    def _split_status(self) -> SplitStatus | None:
+        return None if self.back is None else self.back.status()
 
     # Collecting
 
@@ -235,6 +249,8 @@ class Driver:
 
     async def _apply(self, book: Book, event: Event) -> None:
         before = book.round
+        if self.back is not None and isinstance(event, UpdateReceived | DeviceGone):
+            self.back.left(DeviceId(event.device))
         book.round, actions = coordinator.step(before, event, self.house.clock())
         if book.round != before:
             facts = {"run": book.run, "round": before.number, "event": type(event).__name__}
@@ -267,7 +283,8 @@ class Driver:
 
     async def _close(self, book: Book) -> None:
         await self._seal(book)
-        state = await asyncio.to_thread(self._next_state, book)
+        learnt = None if self.back is None else await self.back.close()
+        state = await asyncio.to_thread(self._next_state, book, learnt)
         book.round, _ = coordinator.step(book.round, Aggregated(), self.house.clock())
         epoch = self.run.dual_epoch + book.is_dual_lost()
         run = replace(self.run, state_round=book.round.number, dual_epoch=epoch)
@@ -278,6 +295,8 @@ class Driver:
 
     async def _abandon(self, book: Book, reason: str) -> None:
         await self._seal(book)
+        if self.back is not None:
+            await self.back.abandon()
         log.info("round abandoned", extra={"run": book.run, "round": book.round.number, "why": reason})
         run, state = self.run, self.state
         if state is not None and state.h is not None and book.is_dual_lost():
@@ -293,10 +312,15 @@ class Driver:
             book.commit.seal()
             await asyncio.wait([self._committing])
 
-    def _next_state(self, book: Book) -> ServerState:
+    def _next_state(self, book: Book, learnt: Vector | None) -> ServerState:
+        """Return the state after the round; ``learnt`` is the back half's delta, where there was one."""
         if self.state is None:
             raise RunFailed("expected a state before the first round")
+        if self.back is not None and learnt is not None:
+            fold(book, self.algorithm, self.back, learnt)
         state = self.algorithm.server_step(self.state, book.sums, len(self.members))
+        if learnt is not None:
+            state = with_back_dual(state, self.state, self.algorithm, book.layout, learnt)
         if not (np.isfinite(state.params).all() and np.isfinite(state.published).all()):
             raise RunFailed(f"the model diverged: round {book.round.number} left numbers that are not finite")
         return state.without_duals() if book.is_dual_lost() else state
@@ -311,7 +335,7 @@ class Driver:
             await asyncio.to_thread(save_state, self.files.state(number), state)
         applied = {device: receipt.round for device, receipt in receipts.items() if receipt.applied}
         moved = [replace(self.members[d], dual_epoch=epoch, last_applied=asked) for d, asked in applied.items()]
-        previous, status = self.run.state_round, book.round_status(self.traffic(), self.house.wall_clock())
+        previous, status = self.run.state_round, self._closing_status(book)
         self._mark = plus(self._mark, status.traffic)
         async with self.record.writing:
             totals = add_round(run.totals, status)
@@ -320,10 +344,13 @@ class Driver:
             self.record.row, self.state = run, state
         self.roster.members |= {member.device: member for member in moved}
         self.roster.end_round(ending.outstanding)
-        self.book = None
+        self.book = self.back = None
         self._note_devices(receipts)
         await self.house.store.save_devices(self.house.devices.take_changed())
         await asyncio.to_thread(self.files.prune, {run.state_round, previous})
+
+    def _closing_status(self, book: Book) -> RoundStatus:
+        return book.round_status(self.traffic(), self.house.wall_clock(), self._split_status())
 
     def _note_devices(self, receipts: Mapping[DeviceId, Receipt]) -> None:
         for name, receipt in receipts.items():

@@ -3,6 +3,7 @@
 ServerError
 ├── JournalError     a journal that can take no more records
 ├── WorkerError      the worker process failed, or said that the task did
+│   └── WorkerDied   it ended; asked again, it is started again
 ├── DataError        a data set that could not be fetched, or is not the one expected
 ├── Stopped          a person stopped the run
 ├── RunFailed        the run cannot go on; says why
@@ -26,6 +27,10 @@ class JournalError(ServerError):
 
 class WorkerError(ServerError):
     """The worker process failed, or said that the task did."""
+
+
+class WorkerDied(WorkerError):
+    """The worker process ended; asked again, it is started again."""
 
 
 class DataError(ServerError):

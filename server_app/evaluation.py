@@ -81,7 +81,7 @@ class Evaluations:
     async def _measure(self, number: int, published: Vector, bytes_up: int) -> None:
         run = self._record.row
         try:
-            metrics = await self._house.worker.evaluate(run.plan.task, published)
+            metrics = await self._house.worker.evaluate(run.plan.task, published, run.plan.is_split)
         except WorkerError as error:
             log.warning("evaluation failed", extra={"run": run.run, "round": number, "why": str(error)})
             self.failure = f"evaluation of round {number} failed: {error}"
@@ -98,8 +98,8 @@ class Evaluations:
     async def _measure_initial(self) -> None:
         run, worker = self._record.row, self._house.worker
         try:
-            _, params = await worker.initial(run.plan.task, run.plan.seed)
-            metrics = await worker.evaluate(run.plan.task, params)
+            _, params = await worker.initial(run.plan.task, run.plan.seed, run.plan.is_split)
+            metrics = await worker.evaluate(run.plan.task, params, run.plan.is_split)
         except WorkerError as error:
             # No reason for the run: its model is no worse for it. The next start asks again.
             log.warning("evaluation failed", extra={"run": run.run, "round": INITIAL, "why": str(error)})

@@ -187,6 +187,8 @@ class Federation:
         over_at = book.round.opened_at + book.round.quota.max_seconds
         left = over_at - self.house.clock()
         book.fetched.add(device.id)
+        if asked.split is not None and self.driver is not None and self.driver.back is not None:
+            self.driver.back.came(device.id)
         device.busy_until = over_at
         return asked.model_copy(update={"seconds_left": max(left, 0.0)})
 
@@ -224,8 +226,8 @@ class Federation:
         rounds = await self.house.store.rounds(run)
         if driver is None or driver.book is None:
             return rounds
-        now = driver.book.round_status(driver.traffic())
-        return [now if status.round == now.round else status for status in rounds]
+        now = driver.round_status()
+        return [now if now is not None and status.round == now.round else status for status in rounds]
 
     def _driver_of(self, row: RunRow) -> Driver | None:
         return self.driver if self.driver is not None and self.driver.run.run == row.run else None

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import math
 import re
 from contextlib import closing
 from functools import partial
@@ -104,17 +105,25 @@ async def work(request: web.Request) -> web.Response:
             raise ConnectionResetError("the device hung up")
 
 
+def seconds_to_wait(request: web.Request, longest: float) -> float:
+    """Return how long the device waits for an answer: 0 to ``longest`` seconds."""
+    text = request.query.get("wait", "0")
+    try:
+        wait = float(text)
+    except ValueError:
+        wait = math.nan
+    if math.isnan(wait):
+        raise InvalidInput("query", (Fault("wait", f"expected seconds, got {text!r}"),))
+    return min(max(wait, 0.0), longest)
+
+
 def _poll(request: web.Request, longest: float) -> tuple[float, tuple[str, int] | None]:
     """Return seconds to wait and the round of the update the device holds."""
-    query = request.query
+    query, wait = request.query, seconds_to_wait(request, longest)
     try:
-        wait = min(max(float(query.get("wait", "0")), 0.0), longest)
         pending = (_run_name(query["run"]), _round(query["round"])) if "run" in query else None
     except (KeyError, ValueError) as error:
-        fault = Fault("", f"expected wait in seconds, and run and round or neither: {error}")
-        raise InvalidInput("query", (fault,)) from None
-    if wait != wait:
-        raise InvalidInput("query", (Fault("wait", "expected seconds, got nan"),))
+        raise InvalidInput("query", (Fault("", f"expected run and round or neither: {error}"),)) from None
     return wait, pending
 
 
@@ -124,14 +133,16 @@ async def download(request: web.Request) -> web.StreamResponse:
     The same request gives the same bytes while the round is open.
     """
     context, device, _ = authenticate(request)
-    number, claim = _number(request.query.get("round", "")), _claim(request)
+    number, claim = round_number(request.query.get("round", "")), _claim(request)
     book = await context.federation.book(request.match_info["run"], number)
     asked = book.assignment(device.id, number)
     driver = context.federation.driver
     if driver is None or driver.state is None or not book.round.is_open:
         raise round_over(book.run, number)
     with book.downloading(device.id, request.transport):
-        found = await driver.downlinks.answer(book.layout, asked, device.id, driver.state.params, claim)
+        part = book.part(device.id)
+        params = driver.state.params[: part.size]
+        found = await driver.downlinks.answer(part, asked, device.id, params, claim)
         with closing(found):
             if not book.round.is_open:
                 raise round_over(book.run, number)
@@ -170,14 +181,14 @@ def _claim(request: web.Request) -> Claim | None:
 async def update_status(request: web.Request) -> web.Response:
     """Which segments of this device's update are durable."""
     context, device, _ = authenticate(request)
-    run, number = request.match_info["run"], _number(request.match_info["number"])
+    run, number = request.match_info["run"], round_number(request.match_info["number"])
     return answer(await context.federation.update_status(run, number, device.id))
 
 
 async def upload(request: web.Request) -> web.Response:
     """Take an update; what was durable before a fault, or before the connection died, stays."""
     context, device, _ = authenticate(request)
-    number = _number(request.match_info["number"])
+    number = round_number(request.match_info["number"])
     book = await context.federation.book(request.match_info["run"], number, device.id)
     book.assignment(device.id, number)
     _check_kind(request)
@@ -233,13 +244,14 @@ def _run_name(text: str) -> str:
 
 
 def _round(text: str) -> int:
-    number = _number(text)
+    number = round_number(text)
     if number < 1:
         raise ValueError(f"expected a round from 1, got {number}")
     return number
 
 
-def _number(text: str) -> int:
+def round_number(text: str) -> int:
+    """Return the number of a round that a path or a query names."""
     if not text.isdecimal() or len(text) > 9:
         raise Refused(404, "unknown_round", f"expected the number of a round, got {text!r}")
     return int(text)

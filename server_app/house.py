@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from server_app.back_half import Asks
 from server_app.devices import Devices
 from server_app.store import Store
 from server_app.traffic import TrafficBook
@@ -32,7 +33,11 @@ class Changes:
 
 @dataclass(frozen=True, slots=True)
 class House:
-    """What every run shares. ``clock`` is monotonic, ``wall_clock`` seconds since 1970; ``spawn`` owns tasks."""
+    """What every run shares. ``clock`` is monotonic, ``wall_clock`` seconds since 1970; ``spawn`` owns tasks.
+
+    ``back_worker`` trains back halves, on the torch device ``split_device``: a process of its own, so that no step
+    waits for an evaluation.
+    """
 
     state_dir: Path
     offline_seconds: float
@@ -45,3 +50,5 @@ class House:
     wall_clock: Callable[[], float]
     spawn: Callable[[Coroutine[Any, Any, None]], asyncio.Task[None]]
     max_download_state_bytes: int
+    back_worker: Asks
+    split_device: str

@@ -134,7 +134,7 @@ class _Upload:
         for data in group:
             try:
                 frame = read_frame(data)
-                check_frame(self.book.layout, frame, self.spec.codec, self.spec.bits)
+                check_frame(self.book.part(self.device), frame, self.spec.codec, self.spec.bits)
                 verdict = self._verdict(data, frame)
                 if seen.setdefault(frame.segment, data) != data:
                     raise Conflict(f"expected the same frame of segment {frame.segment} again, got another")

@@ -7,7 +7,8 @@ Layout, little-endian; the file starts with the 8 bytes ``MAGIC``, then one reco
     4       u32   CRC-32 of what follows
     8       u8    kind (``Kind``)
     9       u8    length of the device's id
-    10      ..    the device's id, then the body: a packed ``UpdateHeader`` or a frame
+    10      ..    the device's id, then the body: a packed ``UpdateHeader`` or a frame; in the journal of split steps
+                  (``server_app.back_half``) a batch, or what a step was taken with
 
 A record is durable, folded into the sums and indexed before the device hears of it. The journal is the truth, sums and
 ledger are caches: taking the records again in the file's order gives the same bits. A crash may leave the last record
@@ -35,7 +36,8 @@ log = logging.getLogger(__name__)
 
 MAGIC = b"fedgeJ\x01\n"
 PREFIX = struct.Struct("<II")
-MAX_RECORD_BYTES = 1 << 20
+MAX_RECORD_BYTES = 1 << 27
+"""The largest batch of activations is half as much."""
 
 
 class Kind(IntEnum):
@@ -44,6 +46,8 @@ class Kind(IntEnum):
     HEADER = 1
     FRAME = 2
     REFUSAL = 3
+    SPLIT_BATCH = 4
+    SPLIT_STEP = 5
 
 
 @dataclass(frozen=True, slots=True)

@@ -63,7 +63,9 @@ class Opening:
         asked = {}
         for one in (self.house.devices.by_id[DeviceId(name)] for name in invited):
             standing = planning.standing(run, members[one.id], one, self.algorithm.stateful)
-            asked[one.id] = assign(run.plan, run.run, round, one.id, layout, standing, run.dual_epoch, round.opened_at)
+            half = planning.half_of(run.plan, one) or "whole"
+            epoch, now = run.dual_epoch, round.opened_at
+            asked[one.id] = assign(run.plan, run.run, round, one.id, layout, standing, epoch, now, half)
         given_up, late = self._given_up()
         book = await self._start_book(layout, round, asked, late, members, self.house.wall_clock())
         parts = [Participation(name, offer) for name, offer in asked.items()]
@@ -130,8 +132,11 @@ class Opening:
         run, algorithm = self.record.row, self.algorithm
         weights = {device: algorithm.weight(members[device].num_examples) for device in (*asked, *late)}
         how = run.plan.aggregation
-        ledger, sums = Ledger(len(layout.segments)), SegmentSums(layout, how.weights)
+        fronts: dict[str, int] = {}
+        fronts |= {device: len(layout.front.segments) for device, one in {**late, **asked}.items() if one.split}
+        ledger, sums = Ledger(len(layout.segments), fronts), SegmentSums(layout, how.weights)
         fixed = (run.run, round, opened_at, layout, asked, weights, algorithm.trust)
         book = Book(*fixed, ledger, sums, late, how.max_staleness)
+        book.sizes = {device: members[device].num_examples for device in asked}
         book.commit = await asyncio.to_thread(open_book, book, self.files.journal(round.number))
         return book

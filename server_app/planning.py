@@ -15,10 +15,12 @@ from dataclasses import replace
 from fedge.budget import rate
 from fedge.errors import BudgetError
 from fedge.layout import Layout
+from fedge.protocol import offer as offers
 from fedge.protocol.offer import Standing, counted_size, mean_size
 from schemas.ids import DeviceId
 from schemas.messages import Enroll
 from schemas.plan import Plan
+from schemas.specs import Half
 from server_app.devices import Device
 from server_app.rows import Member, RunRow
 
@@ -28,14 +30,27 @@ def obstacle(plan: Plan, layout: Layout, device: Device) -> str | None:
     offer = device.profile.tasks.get(plan.task)
     if offer is None:
         return f"does not train {plan.task}"
-    if offer.layout != layout.digest:
-        return f"expected a model of layout {layout.digest}, this device builds {offer.layout}"
+    half = half_of(plan, device)
+    if half is None:
+        if plan.split is None:
+            return "trains front halves only, and the plan has no [split]"
+        return f"does not know where the model of {plan.task} is cut: its fedge or its task is older"
+    built = offer.layout if plan.split is None else offer.split_layout
+    if built != layout.digest:
+        return f"expected a model of layout {layout.digest}, this device builds {built}"
+    part = layout if half == "whole" else layout.front
     try:
-        rate(layout, plan.uplink, device.profile.limits.uplink)
-        rate(layout, plan.downlink, device.profile.limits.downlink)
+        rate(part, plan.uplink, device.profile.limits.uplink)
+        rate(part, plan.downlink, device.profile.limits.downlink)
     except BudgetError as error:
         return str(error)
     return None
+
+
+def half_of(plan: Plan, device: Device) -> Half | None:
+    """Return what ``device``, which trains the plan's task, trains of its model; None where that is nothing."""
+    offer = device.profile.tasks[plan.task]
+    return offers.half_of(plan, offer.trains, offer.split_layout is not None)
 
 
 class Eligibility:

@@ -124,6 +124,7 @@ async def _house(config: ServerConfig, open_worker: OpenWorker) -> AsyncIterator
     async with (
         Store.open(config.database_url, state_dir) as store,
         open_worker() as worker,
+        Worker.running() as back_worker,
         asyncio.TaskGroup() as group,
     ):
         clock = asyncio.get_running_loop().time
@@ -142,6 +143,8 @@ async def _house(config: ServerConfig, open_worker: OpenWorker) -> AsyncIterator
             time.time,
             group.create_task,
             config.max_download_state_bytes,
+            back_worker,
+            config.split_device,
         )
         federation = Federation(house, config.tasks)
         context = Context(

@@ -12,7 +12,7 @@ import logging
 import math
 import os
 import sys
-from collections.abc import AsyncIterator, Mapping
+from collections.abc import AsyncIterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Protocol, Self
 
@@ -22,7 +22,7 @@ from fedge.errors import LayoutError
 from fedge.layout import Layout, Vector
 from schemas.errors import PackingError
 from schemas.pipe import header_length, pack_parcel, unpack_header
-from server_app.errors import WorkerError
+from server_app.errors import WorkerDied, WorkerError
 
 log = logging.getLogger(__name__)
 
@@ -30,11 +30,11 @@ log = logging.getLogger(__name__)
 class Evaluator(Protocol):
     """Makes initial models and tests published ones."""
 
-    async def initial(self, task: str, seed: int) -> tuple[Layout, Vector]:
-        """Return the layout of the task's model and its initial params, float32 ``[d]``."""
+    async def initial(self, task: str, seed: int, split: bool = False) -> tuple[Layout, Vector]:
+        """Return the layout of the task's model and its initial params, float32 ``[d]``; with ``split`` cut in two."""
         ...
 
-    async def evaluate(self, task: str, params: Vector) -> dict[str, float]:
+    async def evaluate(self, task: str, params: Vector, split: bool = False) -> dict[str, float]:
         """Return the task's metrics of ``params``; empty where it has no test data."""
         ...
 
@@ -56,13 +56,13 @@ class Worker:
         finally:
             await worker._kill()
 
-    async def initial(self, task: str, seed: int) -> tuple[Layout, Vector]:
-        """Return the layout of the task's model and its initial params, float32 ``[d]``.
+    async def initial(self, task: str, seed: int, split: bool = False) -> tuple[Layout, Vector]:
+        """Return the layout of the task's model and its initial params, float32 ``[d]``; with ``split`` cut in two.
 
         Raises:
-            WorkerError: the task cannot be loaded or its model cannot be built; says why.
+            WorkerError: the task cannot be loaded, its model cannot be built or not be cut; says why.
         """
-        head, parts = await self._ask({"ask": "init", "task": task, "seed": seed})
+        head, parts = await self.ask({"ask": "init", "task": task, "seed": seed, "split": split})
         params = np.frombuffer(parts[0], np.float32).copy()
         try:
             layout = Layout.from_json(head["layout"])
@@ -73,30 +73,39 @@ class Worker:
             raise WorkerError(f"task {task!r}: expected finite initial params")
         return layout, params
 
-    async def evaluate(self, task: str, params: Vector) -> dict[str, float]:
+    async def evaluate(self, task: str, params: Vector, split: bool = False) -> dict[str, float]:
         """Return the task's metrics of ``params`` on the server's test data; empty where it has none.
 
         Raises:
             WorkerError: the evaluation failed; says why.
         """
-        head, _ = await self._ask({"ask": "evaluate", "task": task}, params)
+        part = np.ascontiguousarray(params).data.cast("B")
+        head, _ = await self.ask({"ask": "evaluate", "task": task, "split": split}, [part])
         metrics = head["metrics"]
         return {name: float(value) for name, value in metrics.items() if math.isfinite(value)}
 
-    async def _ask(self, request: Mapping[str, Any], part: Vector | None = None) -> tuple[dict[str, Any], list[bytes]]:
+    async def ask(
+        self, request: Mapping[str, Any], parts: Sequence[bytes | memoryview] = ()
+    ) -> tuple[dict[str, Any], list[bytes]]:
+        """Return the answer of the process to ``request``.
+
+        Raises:
+            WorkerDied: it ended meanwhile.
+            WorkerError: it could not do it; says why.
+        """
         async with self._turn:
             try:
                 process = await self._alive()
-                head, parts = await _exchange(process, request, part)
+                head, found = await _exchange(process, request, parts)
             except BaseException as error:
                 # Half an exchange leaves the pipe at no known place: this process is of no use any more.
                 await self._kill()
                 if isinstance(error, OSError | EOFError | PackingError):
-                    raise WorkerError(f"the worker process died: {error or type(error).__name__}") from error
+                    raise WorkerDied(f"the worker process died: {error or type(error).__name__}") from error
                 raise
         if "error" in head:
             raise WorkerError(str(head["error"]))
-        return head, parts
+        return head, found
 
     async def _alive(self) -> asyncio.subprocess.Process:
         if self._process is None or self._process.returncode is not None:
@@ -121,11 +130,11 @@ class Worker:
 
 
 async def _exchange(
-    process: asyncio.subprocess.Process, request: Mapping[str, Any], part: Vector | None
+    process: asyncio.subprocess.Process, request: Mapping[str, Any], parts: Sequence[bytes | memoryview]
 ) -> tuple[dict[str, Any], list[bytes]]:
     if process.stdin is None or process.stdout is None:
         raise WorkerError("expected a worker process with pipes")
-    for piece in pack_parcel(request, [] if part is None else [np.ascontiguousarray(part).data.cast("B")]):
+    for piece in pack_parcel(request, parts):
         process.stdin.write(piece)
     await process.stdin.drain()
     read = process.stdout.readexactly

@@ -2,9 +2,10 @@
 
 Reads requests from stdin and answers on stdout, one parcel (``schemas.pipe``) each, until stdin ends:
 
-    {"ask": "init", "task": path, "seed": n}              -> {"layout": {..}} + params float32 [d]
-    {"ask": "evaluate", "task": path} + params            -> {"metrics": {..}}, empty where the task has no test data
-    whatever goes wrong                                   -> {"error": words}
+    {"ask": "init", "task": path, "seed": n, "split": b}      -> {"layout": {..}} + params float32 [d]
+    {"ask": "evaluate", "task": path, "split": b} + params    -> {"metrics": {..}}, empty where there is no test data
+    {"ask": "split_ ..", ..}                                  ``server_app.back_process``
+    whatever goes wrong                                       -> {"error": words}
 
 The aggregator itself never imports torch: it starts fast, stays small, and a model that takes the process down takes
 only this one.
@@ -27,6 +28,7 @@ if TYPE_CHECKING:
     from torch import nn
 
     from fedge.layout import Layout
+    from server_app.back_process import BackProcess
 
 Answer = tuple[dict[str, Any], list[bytes]]
 
@@ -45,42 +47,59 @@ class Worker:
     """Answers requests, one after the other."""
 
     def __init__(self) -> None:
-        self._loaded: dict[str, Loaded] = {}
+        self._loaded: dict[tuple[str, bool], Loaded] = {}
+        self._back: BackProcess | None = None
 
     def answer(self, request: Mapping[str, Any], parts: Sequence[bytes]) -> Answer:
         """Return the answer to one request; errors become words."""
         try:
             if request["ask"] == "init":
-                return self._init(request["task"], request["seed"])
-            return self._evaluate(request["task"], np.frombuffer(parts[0], np.float32))
+                return self._init(request["task"], request["seed"], request["split"])
+            if request["ask"].startswith("split_"):
+                return self._split(request, parts)
+            return self._evaluate(request["task"], request["split"], np.frombuffer(parts[0], np.float32))
         except Exception as error:
             return {"error": f"{type(error).__name__}: {error}"}, []
 
-    def _init(self, path: str, seed: int) -> Answer:
-        from fedge.tasks.torch_model import get_params, layout_of
+    def _split(self, request: Mapping[str, Any], parts: Sequence[bytes]) -> Answer:
+        from server_app.back_process import BackProcess
 
-        model = load(path).model(seed)
-        layout = layout_of(model)
+        if self._back is None:
+            self._back = BackProcess()
+        return self._back.answer(request, parts)
+
+    def _init(self, path: str, seed: int, split: bool) -> Answer:
+        from fedge.tasks.torch_model import get_params
+
+        task = load(path)
+        model = task.model(seed)
+        layout = _layout(task, model, split)
         return {"layout": layout.to_json()}, [get_params(model, layout).tobytes()]
 
-    def _evaluate(self, path: str, params: np.ndarray[Any, np.dtype[np.float32]]) -> Answer:
+    def _evaluate(self, path: str, split: bool, params: np.ndarray[Any, np.dtype[np.float32]]) -> Answer:
         from fedge.algorithms.local import evaluate
 
-        if path not in self._loaded:
-            self._loaded[path] = _load(path)
-        loaded = self._loaded[path]
+        key = path, split
+        if key not in self._loaded:
+            self._loaded[key] = _load(*key)
+        loaded = self._loaded[key]
         if loaded.test_data is None or len(loaded.test_data) == 0:
             return {"metrics": {}}, []
         found = evaluate(loaded.task, loaded.model, params, loaded.layout, loaded.test_data)
         return {"metrics": {name: float(value) for name, value in found.items()}}, []
 
 
-def _load(path: str) -> Loaded:
-    from fedge.tasks.torch_model import layout_of
-
+def _load(path: str, split: bool) -> Loaded:
     task = load(path)
     model = task.model(0)
-    return Loaded(task, model, layout_of(model), task.test_data())
+    return Loaded(task, model, _layout(task, model, split), task.test_data())
+
+
+def _layout(task: Task, model: nn.Module, split: bool) -> Layout:
+    from fedge.tasks.split_model import halved
+    from fedge.tasks.torch_model import layout_of
+
+    return halved(task, model).layout if split else layout_of(model)
 
 
 def serve(requests: BinaryIO, answers: BinaryIO) -> None:

@@ -51,10 +51,11 @@ class Sent:
 
 @dataclass(frozen=True, slots=True)
 class Outcome:
-    """What came of one device's batch: the answer and its loss, or why it was refused."""
+    """What came of one device's batch: the answer, its loss and its size, or why it was refused."""
 
     answer: bytes = b""
     loss: float = 0.0
+    examples: int = 0
     refusal: str = ""
 
 
@@ -110,7 +111,7 @@ class BackRun:
                 outcomes.append(Outcome(refusal=f"{type(error).__name__}: {error}"[:300]))
                 continue
             sums.add_(self._clipped(found.grads), alpha=1 / devices)
-            outcomes.append(Outcome(found.answer, found.loss))
+            outcomes.append(Outcome(found.answer, found.loss, found.examples))
             seen += [known] if known is not None else []
         taken = sum(not outcome.refusal for outcome in outcomes)
         if taken:

@@ -42,16 +42,18 @@ class ServerState:
     """The server's side of an algorithm.
 
     ``params`` ``[d]`` is broadcast next; ``published`` ``[d]`` is evaluated, served and exported; ``h``, float64
-    ``[d]``, is FedDyn's sum of all devices' duals, None where an algorithm keeps none.
+    ``[d]``, is FedDyn's sum of all devices' duals, None where an algorithm keeps none. In split training the back half
+    is one of them (``fedge.algorithms.back``), and ``back_dual`` is its own: float64 ``[d]``, None for zeros.
     """
 
     params: Floats
     published: Floats
     h: npt.NDArray[np.float64] | None = None
+    back_dual: Dual | None = None
 
     def without_duals(self) -> ServerState:
         """Return the state a new dual epoch starts from: every device's dual is 0 in it, so h is, and they agree."""
-        return self if self.h is None else replace(self, h=np.zeros_like(self.h))
+        return self if self.h is None else replace(self, h=np.zeros_like(self.h), back_dual=None)
 
 
 class Algorithm(Protocol):

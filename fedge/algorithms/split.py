@@ -113,6 +113,7 @@ class Backward:
 
     answer: bytes
     loss: float
+    examples: int
     grads: Sequence[Tensor]
 
 
@@ -185,7 +186,7 @@ class BackHalf:
         data = rows.tobytes() if self.options is None else answer(rows, self.options, own)
         if not all(bool(torch.isfinite(grad).all()) for grad in grads):
             raise TaskError("split: training diverged, a batch has a gradient that is not finite")
-        return Backward(data, loss.item(), grads)
+        return Backward(data, loss.item(), len(restored), grads)
 
 
 def descend(parameters: Sequence[Tensor], grads: Sequence[Tensor], rate: float) -> None:

@@ -5,6 +5,7 @@ The journal on disk is the truth, a ledger is its index in memory: rebuilt by ta
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from enum import StrEnum
 
@@ -37,10 +38,11 @@ class Delivery:
 
 
 class Ledger:
-    """The deliveries of one round; ``num_segments`` make an update complete."""
+    """The deliveries of one round; ``num_segments`` make an update complete, of the devices in ``own`` so many."""
 
-    def __init__(self, num_segments: int) -> None:
+    def __init__(self, num_segments: int, own: Mapping[str, int] | None = None) -> None:
         self.num_segments = num_segments
+        self.own = own or {}
         self.deliveries: dict[str, Delivery] = {}
 
     def check_header(self, device: str, header: UpdateHeader) -> Verdict:
@@ -86,7 +88,7 @@ class Ledger:
     def is_complete(self, device: str) -> bool:
         """Whether every segment of the device's update arrived."""
         delivery = self.deliveries.get(device)
-        return delivery is not None and len(delivery.checksums) == self.num_segments
+        return delivery is not None and len(delivery.checksums) == self.own.get(device, self.num_segments)
 
     def segments(self, device: str) -> tuple[int, ...]:
         """Return the segments of ``device`` that arrived, ascending; none where it sent nothing."""

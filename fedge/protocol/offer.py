@@ -18,7 +18,7 @@ from fedge.seeds import derive
 from schemas.ids import RunId
 from schemas.messages import Assignment, Outcome, Receipt
 from schemas.plan import Plan
-from schemas.specs import Limits
+from schemas.specs import Half, Limits, Trains
 from schemas.status import RoundPhase
 
 MAX_RELATIVE_SIZE = 10.0
@@ -60,17 +60,45 @@ def quota_of(plan: Plan) -> Quota:
     return Quota(cohort.updates.min, cohort.updates.max, cohort.seconds.min, cohort.seconds.max)
 
 
+def half_of(plan: Plan, trains: Trains, can_split: bool = True) -> Half | None:
+    """Return what a device that can train ``trains`` of a model trains in ``plan``; None where that is nothing.
+
+    ``can_split``: whether it knows where the model is cut.
+    """
+    if plan.split is None:
+        return None if trains == "front" else "whole"
+    if not can_split:
+        return None
+    if trains == "either":
+        return "front" if plan.split.devices == "all" else "whole"
+    return trains
+
+
+def part_of(layout: Layout, asked: Assignment) -> Layout:
+    """Return the layout of what a device was asked to train: all of ``layout``, or its front half."""
+    return layout if asked.split is None else layout.front
+
+
 def assign(
-    plan: Plan, run: str, round: Round, device: str, layout: Layout, standing: Standing, dual_epoch: int, now: float
+    plan: Plan,
+    run: str,
+    round: Round,
+    device: str,
+    layout: Layout,
+    standing: Standing,
+    dual_epoch: int,
+    now: float,
+    half: Half = "whole",
 ) -> Assignment:
     """Return ``device``'s part in ``round``. The learning rate is the round's, already decayed: lr · decay^(round - 1).
 
     Raises:
         BudgetError: the device's limits leave no room for any rate.
     """
-    uplink_bits = rate(layout, plan.uplink, standing.limits.uplink)
-    downlink_bits = rate(layout, plan.downlink, standing.limits.downlink)
-    full_bits = full_rate(layout, plan.downlink, standing.limits.downlink)
+    part = layout if half == "whole" else layout.front
+    uplink_bits = rate(part, plan.uplink, standing.limits.uplink)
+    downlink_bits = rate(part, plan.downlink, standing.limits.downlink)
+    full_bits = full_rate(part, plan.downlink, standing.limits.downlink)
     decay = plan.local.learning_rate_decay ** (round.number - 1)
     learning_rate = max(plan.local.learning_rate * decay, sys.float_info.min)  # an assignment's is above 0
     return Assignment(
@@ -87,6 +115,7 @@ def assign(
         seconds_left=max(0.0, round.opened_at + round.quota.max_seconds - now),
         dual_epoch=dual_epoch,
         last_applied=standing.last_applied,
+        split=plan.split if half == "front" else None,
     )
 
 

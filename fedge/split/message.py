@@ -215,6 +215,12 @@ class ActivationMessage:
         return cls(shape, book, index, indices, named)
 
 
+def most_bytes(shape: Shape) -> int:
+    """Return the most bytes that a message of activations of this shape has."""
+    book = 4 * shape.groups * shape.centroids * shape.length
+    return _HEAD.size + ID_BYTES + book + packed_bytes(shape.examples * shape.subvectors, shape.index_bits)
+
+
 def state_named(data: bytes) -> str | None:
     """Return the id of the shared state that a message of activations was made with; None where it needs none.
 

@@ -101,7 +101,11 @@ class Options:
             CodecError: a value out of range, or subvectors that do not divide ``values``.
         """
         length = next(n for n in range(8, 0, -1) if values % n == 0)
-        made = cls(**{"subvectors": values // length, **settings})
+        named = {
+            "start": Start(settings.get("start", Start.FRESH)),
+            "coding": Coding(settings.get("coding", "adaptive")),
+        }
+        made = cls(**{"subvectors": values // length, **settings, **named})
         made.shape(1, values)
         return made
 

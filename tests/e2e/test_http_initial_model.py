@@ -26,7 +26,7 @@ class Examiner(ReadyWorker):
     tested: list[Vector] = field(default_factory=list)
     may_test: asyncio.Event = field(default_factory=asyncio.Event)
 
-    async def evaluate(self, task: str, params: Vector) -> dict[str, float]:
+    async def evaluate(self, task: str, params: Vector, split: bool = False) -> dict[str, float]:
         """Wait, then answer."""
         self.tested.append(params)
         await self.may_test.wait()
@@ -138,7 +138,7 @@ async def test_initial_metrics_that_come_as_a_round_is_written_down_are_kept(
 class LateWorker(ReadyWorker):
     """A worker that cannot test the initial model."""
 
-    async def evaluate(self, task: str, params: Vector) -> dict[str, float]:
+    async def evaluate(self, task: str, params: Vector, split: bool = False) -> dict[str, float]:
         """Fail for the initial model."""
         if (params == initial_params(5)).all():
             raise WorkerError("no memory")
@@ -160,7 +160,7 @@ class BlindWorker(ReadyWorker):
 
     asked: list[str] = field(default_factory=list)
 
-    async def evaluate(self, task: str, params: Vector) -> dict[str, float]:
+    async def evaluate(self, task: str, params: Vector, split: bool = False) -> dict[str, float]:
         """Return nothing."""
         self.asked.append(task)
         return {}

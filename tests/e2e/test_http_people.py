@@ -76,7 +76,7 @@ async def test_a_refusal_says_whether_there_was_no_token_or_a_wrong_one(tmp_path
 class BlindWorker(ReadyWorker):
     """A worker whose test data is gone."""
 
-    async def evaluate(self, task: str, params: Vector) -> dict[str, float]:
+    async def evaluate(self, task: str, params: Vector, split: bool = False) -> dict[str, float]:
         """Fail."""
         raise WorkerError("TaskError: no test data here")
 
@@ -94,7 +94,7 @@ async def test_a_run_whose_evaluation_fails_finishes_and_says_why(tmp_path: Path
 class AbsentWorker(ReadyWorker):
     """A worker that cannot make the model."""
 
-    async def initial(self, task: str, seed: int) -> tuple[object, Vector]:  # type: ignore[override]
+    async def initial(self, task: str, seed: int, split: bool = False) -> tuple[object, Vector]:  # type: ignore[override]
         """Fail."""
         raise WorkerError("UnknownName: unknown task")
 

@@ -22,10 +22,10 @@ class SlowWorker(ReadyWorker):
 
     may_answer: asyncio.Event = field(default_factory=asyncio.Event)
 
-    async def evaluate(self, task: str, params: Vector) -> dict[str, float]:
+    async def evaluate(self, task: str, params: Vector, split: bool = False) -> dict[str, float]:
         """Wait, then answer."""
         await self.may_answer.wait()
-        return await super().evaluate(task, params)
+        return await super().evaluate(task, params, split)
 
 
 async def test_a_run_stopped_while_its_metrics_are_written_down_stays_stopped(

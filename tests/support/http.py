@@ -60,11 +60,11 @@ class ReadyWorker:
 
     layout: Layout = LAYOUT
 
-    async def initial(self, task: str, seed: int) -> tuple[Layout, Vector]:
+    async def initial(self, task: str, seed: int, split: bool = False) -> tuple[Layout, Vector]:
         """Return the layout and params in [-0.1, 0.1)."""
         return self.layout, initial_params(seed, self.layout)
 
-    async def evaluate(self, task: str, params: Vector) -> dict[str, float]:
+    async def evaluate(self, task: str, params: Vector, split: bool = False) -> dict[str, float]:
         """Return the mean of ``params``."""
         return {"mean": float(params.mean())}
 

@@ -1,0 +1,58 @@
+"""What is shown of a round's split training: batches, and bytes by what they are."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+
+from fedge.split.exchange import Answer, Batch
+from schemas.ids import DeviceId
+from schemas.status import SplitStatus, Traffic
+
+ANSWER_HEAD = len(Answer(0, 0.0, b"").to_bytes())
+
+
+@dataclass(slots=True)
+class Counts:
+    """Running totals; ``float32`` is what activations and gradients alone are as bare float32, in one direction."""
+
+    steps: int = 0
+    batches: int = 0
+    repeats: int = 0
+    refused: int = 0
+    loss: float | None = None
+    activations: int = 0
+    labels: int = 0
+    gradients: int = 0
+    shared: int = 0
+    overhead_up: int = 0
+    overhead_down: int = 0
+    float32: int = 0
+
+    def note(self, batch: Batch, answer: Answer, values: int) -> None:
+        """Count a batch that was taken: its activations are ``values`` numbers."""
+        payload = len(batch.activations) + len(batch.labels)
+        self.batches += 1
+        self.activations += len(batch.activations)
+        self.labels += len(batch.labels)
+        self.gradients += len(answer.gradient)
+        self.overhead_up += len(batch.to_bytes()) - payload
+        self.overhead_down += ANSWER_HEAD
+        self.float32 += 4 * values
+
+    def status(self, served: Iterable[DeviceId]) -> SplitStatus:
+        """Return what is shown; ``served`` are the devices whose batches these were."""
+        return SplitStatus(
+            devices=tuple(sorted(served)),
+            steps=self.steps,
+            batches=self.batches,
+            repeats=self.repeats,
+            refused=self.refused,
+            loss=self.loss,
+            activations=self.activations,
+            labels=self.labels,
+            gradients=self.gradients,
+            shared=self.shared,
+            overhead=Traffic(up=self.overhead_up, down=self.overhead_down),
+            float32_bytes=Traffic(up=self.float32, down=self.float32),
+        )
