@@ -98,6 +98,13 @@ def main() -> None:
 @click.option("--name", default=None, help="What to call this device; its host name if not given.")
 @click.option("--task", default="fedge.tasks.wisdm:task", show_default=True, help="package.module:object")
 @click.option("--data", "data", multiple=True, metavar="KEY=VALUE", help="Where the task's data is; repeatable.")
+@click.option(
+    "--trains",
+    type=click.Choice(["either", "whole", "front"]),
+    default="either",
+    show_default=True,
+    help="front: no more than the front half of a model, in runs that split it.",
+)
 @click.option("--bits", type=float, help="Most bits per coordinate to send.")
 @click.option("--bytes-per-round", type=int, help="Most bytes to send in a round.")
 @click.option("--bytes-per-second", type=float, help="Speed of the uplink; needs --deadline-seconds.")
@@ -130,7 +137,7 @@ def _config(options: dict[str, Any]) -> DeviceConfig:
     document = {
         "server": options["server"].rstrip("/"),
         "name": options["name"] or host_name(),
-        "tasks": [{"task": full_path(options["task"]), "data": dict(map(_pair, options["data"]))}],
+        "tasks": [{"task": full_path(options["task"]), "data": dict(map(_pair, options["data"])), "trains": options["trains"]}],
         "limits": {"uplink": _given(uplink), "downlink": _given(downlink)},
         "threads": options["threads"],
         "tls_ca": options["tls_ca"],

@@ -36,7 +36,7 @@ class Client:
 
     async def introduce(self, message: Enroll) -> Enrolled:
         """Enrol, or refresh what the aggregator knows about this device; safe to repeat."""
-        async with self.link.request("POST", "v1/enroll", body=_body([pack(message)])) as answer:
+        async with self.link.request("POST", "v1/enroll", body=body_of([pack(message)])) as answer:
             return await _message(Enrolled, answer)
 
     async def poll(self, wait_seconds: float, pending: tuple[RunId, int] | None) -> Work:
@@ -69,7 +69,7 @@ class Client:
     ) -> UpdateStatus:
         """Send ``frames`` in the order given; returns which segments the aggregator holds durably."""
         head = pack(header)
-        body = _body([len(head).to_bytes(4, "little"), head, *frames])
+        body = body_of([len(head).to_bytes(4, "little"), head, *frames])
         async with self.link.request("PUT", _update_path(run, round_number), body=body) as answer:
             return await _message(UpdateStatus, answer)
 
@@ -83,7 +83,8 @@ def _update_path(run: RunId, round_number: int) -> str:
     return f"v1/runs/{run}/rounds/{round_number}/updates/me"
 
 
-def _body(parts: Sequence[bytes]) -> Body:
+def body_of(parts: Sequence[bytes]) -> Body:
+    """Return ``parts`` as the body of a request."""
     return Body(sum(map(len, parts)), lambda: _pieces(parts))
 
 

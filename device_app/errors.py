@@ -8,6 +8,7 @@ DeviceError
 │   └── TrainerDied    the trainer process ended in mid-request
 └── AggregatorError    the aggregator gave no useful answer
     ├── Unreachable    no connection, a broken one, a server error: worth another try
+    │   └── NoWebSocket    there is a connection, and something on it does not let WebSockets through
     ├── Unauthorised   it does not know this device: a person has to enrol it
     ├── RoundGone      the round, or the whole run, takes nothing more
     └── Declined       it refuses this request, and would refuse it again
@@ -51,6 +52,10 @@ class AggregatorError(DeviceError):
 
 class Unreachable(AggregatorError):
     """No connection, a broken one, or a server error: worth another try."""
+
+
+class NoWebSocket(Unreachable):
+    """Something between here and the aggregator does not let WebSockets through, or the aggregator does not."""
 
 
 class Unauthorised(AggregatorError):

@@ -10,7 +10,7 @@ from collections.abc import AsyncIterator, Mapping
 from contextlib import AbstractAsyncContextManager
 from dataclasses import dataclass, field, replace
 
-from device_app.transport import STALL_SECONDS, Answer, Body, Link
+from device_app.transport import STALL_SECONDS, Answer, Body, Link, Socket
 
 
 class CutOnPurpose(ConnectionError):
@@ -40,6 +40,10 @@ class CutLink:
             if (len(self._seen) - 1) % self.every == 0:
                 body = cut(body, int(self.fraction * body.size_bytes))
         return self.link.request(method, path, query, body, patience_seconds)
+
+    def socket(self, path: str, query: Mapping[str, str], max_bytes: int) -> AbstractAsyncContextManager[Socket]:
+        """See ``Link``."""
+        return self.link.socket(path, query, max_bytes)
 
 
 def cut(body: Body, after_bytes: int) -> Body:

@@ -51,12 +51,18 @@ def introduction(
     config: DeviceConfig, credential: str, tasks: Mapping[str, Description], token: str | None = None
 ) -> Enroll:
     """Return what this device says of itself; ``token`` is needed the first time only."""
+    trains = {task.task: task.trains for task in config.tasks}
     return Enroll(
         credential=credential,
         name=config.name,
         token=token,
         tasks={
-            path: TaskOffer(num_examples=known.num_examples, layout=known.layout.digest)
+            path: TaskOffer(
+                num_examples=known.num_examples,
+                layout=known.layout.digest,
+                split_layout=None if known.split_layout is None else known.split_layout.digest,
+                trains=trains[path],
+            )
             for path, known in tasks.items()
         },
         limits=config.limits,

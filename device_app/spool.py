@@ -4,6 +4,7 @@
     download-RUN-ROUND           the frames of the anchor, so that a restart need not fetch them again
     down-RUN-ID.f32              the download state ID, where there is one: its id and float32 [d]
     anchor-RUN-ID.f32            the params to train from that came with it, where they are others; as above
+    split-RUN-ROUND              while the front half is trained: the next step, its params, and the shared state
     update-RUN-ROUND             the update waiting for its receipt: header and frames
     dual-RUN-EPOCH-ROUND.f64     FedDyn's u_k after the update of ROUND was settled, float64 [d]; no file: zeros
     loss-RUN-ROUND.f32           with error feedback: what the codec lost of that update, its id and float32 [d]
@@ -148,6 +149,24 @@ class Spool:
             raise StateLost(f"expected {size} float32 of state {held.state} in {name}, got {len(data)} bytes")
         return np.frombuffer(data, np.float32, -1, len(head))
 
+    def write_split(self, assignment: Assignment, step: int, params: bytes, shared: bytes) -> None:
+        """Keep where the steps of ``assignment`` are: ``step`` comes next, from ``params``, float32."""
+        self._write_parts(self.folder / _split(assignment), step.to_bytes(4, "little"), [params, shared])
+
+    def read_split(self, assignment: Assignment, size: int) -> tuple[int, bytes, bytes] | None:
+        """Return step, params float32 ``[size]`` and shared state of ``assignment``; None where no step was kept."""
+        path = self.folder / _split(assignment)
+        if not path.exists():
+            return None
+        try:
+            head, parts = self._read_parts(path)
+        except StateLost as error:
+            log.warning("split steps lost, beginning again", extra={"reason": str(error)})
+            return None
+        if len(head) != 4 or len(parts) != 2 or len(parts[0]) != 4 * size:
+            return None
+        return int.from_bytes(head, "little"), parts[0], parts[1]
+
     def write_update(self, assignment: Assignment, update: StoredUpdate) -> None:
         """Keep ``update``, which answers ``assignment``."""
         self._write_parts(self.folder / _update(assignment), pack(update.header), update.frames)
@@ -264,7 +283,7 @@ class Spool:
         """Delete what ``state`` does not name."""
         named = {"state"}
         if state.assignment is not None:
-            named |= {_download(state.assignment)}
+            named |= {_download(state.assignment), _split(state.assignment)}
         if state.held is not None:
             named |= {_down(state.held), _anchor(state.held)}
         if state.pending is not None:
@@ -296,6 +315,10 @@ def _down(held: Held) -> str:
 
 def _anchor(held: Held) -> str:
     return f"anchor-{held.run}-{held.state}.f32"
+
+
+def _split(assignment: Assignment) -> str:
+    return f"split-{assignment.run}-{assignment.round}"
 
 
 def _update(assignment: Assignment) -> str:

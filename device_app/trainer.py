@@ -40,10 +40,19 @@ _BROKEN = (asyncio.IncompleteReadError, ConnectionError, PackingError)
 
 @dataclass(frozen=True, slots=True)
 class Description:
-    """A task as this device has it: the model it builds and how many examples it holds."""
+    """A task as this device has it: the model it builds and how many examples it holds.
+
+    ``split_layout`` is that of the model cut in two; None where the task does not cut it.
+    """
 
     layout: Layout
     num_examples: int
+    split_layout: Layout | None = None
+
+    def of_run(self, digest: str) -> Layout | None:
+        """Return the layout of this digest, whole or cut; None where this device builds no such model."""
+        known = [self.layout] if self.split_layout is None else [self.layout, self.split_layout]
+        return next((layout for layout in known if layout.digest == digest), None)
 
 
 @dataclass(frozen=True, slots=True)
@@ -96,8 +105,10 @@ class Trainer:
         Raises:
             TrainerError: the task cannot be imported or has no such data.
         """
-        answer, _ = await self._ask({"op": "describe", "task": task, "options": dict(options)}, [])
-        return Description(Layout.from_json(answer["layout"]), answer["num_examples"])
+        answer, _ = await self.ask({"op": "describe", "task": task, "options": dict(options)}, [])
+        cut = answer["split_layout"]
+        layouts = Layout.from_json(answer["layout"]), None if cut is None else Layout.from_json(cut)
+        return Description(layouts[0], answer["num_examples"], layouts[1])
 
     async def train(
         self,
@@ -108,23 +119,30 @@ class Trainer:
         local: LocalRun,
         seed: int,
         on_progress: OnProgress | None = None,
+        split: bool = False,
     ) -> Trained:
-        """Train from ``anchor`` float32 ``[d]``.
+        """Train the whole model from ``anchor`` float32 ``[d]``, laid out as cut in two where ``split``.
 
         Raises:
             TrainerError: the task's code failed, or training diverged.
             TrainerDied: the process ended meanwhile, for example for want of memory.
         """
         request: dict[str, Any] = {"op": "train", "task": task, "options": dict(options), "local": asdict(local)}
-        request |= {"pull": terms.pull, "seed": seed}
+        request |= {"pull": terms.pull, "seed": seed, "split": split}
         vectors = [anchor] if terms.dual is None else [anchor, terms.dual]
         parts = [np.ascontiguousarray(vector, np.float32).data.cast("B") for vector in vectors]
-        answer, deltas = await self._ask(request, parts, on_progress)
+        answer, deltas = await self.ask(request, parts, on_progress)
         return Trained(np.frombuffer(deltas[0], np.float32), answer["loss"], answer["num_examples"])
 
-    async def _ask(
+    async def ask(
         self, request: dict[str, Any], parts: Sequence[bytes | memoryview], on_progress: OnProgress | None = None
     ) -> Parcel:
+        """Return the process's answer to ``request``.
+
+        Raises:
+            TrainerError: it could not be done; says why.
+            TrainerDied: the process ended meanwhile.
+        """
         async with self._turn:
             process = await self._running()
             self._last_id += 1

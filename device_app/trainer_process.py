@@ -3,7 +3,7 @@
     stdin   requests     {"op": "describe", "id", "task", "options"}
                          {"op": "train", "id", "task", "options", "local", "pull", "seed"} + anchor f32 [+ dual f32]
                          {"op": "cancel", "id"}
-    stdout  answers      {"id", "event": "described", "layout", "num_examples"}
+    stdout  answers      {"id", "event": "described", "layout", "split_layout", "num_examples"}
                          {"id", "event": "progress", "epoch", "loss"}
                          {"id", "event": "trained", "loss", "num_examples"} + delta f32
                          {"id", "event": "failed", "reason"}
@@ -30,11 +30,13 @@ import numpy as np
 import torch
 from torch import nn
 
+from device_app.front_process import Fronts
 from fedge.algorithms.base import LocalTerms
 from fedge.algorithms.local import LocalSpec, train
 from fedge.errors import FedgeError
 from fedge.layout import Layout
 from fedge.tasks.base import Dataset, Task, load
+from fedge.tasks.split_model import SplitTask, halved
 from fedge.tasks.torch_model import layout_of
 from schemas.pipe import pack_parcel, read_parcel
 
@@ -44,12 +46,31 @@ NICENESS = 10
 
 @dataclass(slots=True)
 class Loaded:
-    """A task with its model, and the data of each device that trains it."""
+    """A task with its model, and the data of each device that trains it.
+
+    The model is made when it is needed and not before: who trains the front half alone has no room for more.
+    """
 
     task: Task
-    model: nn.Module
-    layout: Layout
     data: dict[str, Dataset] = field(default_factory=dict)
+    _model: nn.Module | None = None
+
+    @property
+    def model(self) -> nn.Module:
+        """The whole model."""
+        if self._model is None:
+            self._model = self.task.model(0)
+        return self._model
+
+    def layouts(self) -> dict[str, Any]:
+        """Return the layout of the model, and that of the model cut in two, None where the task does not cut it."""
+        model = self.task.model(0)
+        split = halved(self.task, model).layout.to_json() if isinstance(self.task, SplitTask) else None
+        return {"layout": layout_of(model).to_json(), "split_layout": split}
+
+    def layout_of(self, split: bool) -> Layout:
+        """Return the layout in which the vectors of a run come."""
+        return halved(self.task, self.model).layout if split else layout_of(self.model)
 
     def data_of(self, options: dict[str, Any]) -> Dataset:
         """Return the examples that ``options`` name, read once."""
@@ -67,6 +88,7 @@ class Desk:
     requests: queue.SimpleQueue[Parcel] = field(default_factory=queue.SimpleQueue)
     cancelled: set[int] = field(default_factory=set)
     loaded: dict[str, Loaded] = field(default_factory=dict)
+    fronts: Fronts = field(default_factory=Fronts)
 
     def read_requests(self, stream: BinaryIO) -> None:
         """Pass requests on until the agent is gone, then end the process."""
@@ -92,18 +114,19 @@ class Desk:
 
     def answer(self, request: dict[str, Any], parts: list[bytes]) -> tuple[dict[str, Any], list[bytes]]:
         """Return what ``request`` asks for."""
+        if request["op"].startswith("front_"):
+            return self.fronts.answer(request, parts, self._load(request["task"]).data_of(request["options"]))
         loaded = self._load(request["task"])
         data = loaded.data_of(request["options"])
         if request["op"] == "describe":
-            layout = loaded.layout.to_json()
-            return {"event": "described", "layout": layout, "num_examples": len(data)}, []
+            return {"event": "described", "num_examples": len(data), **loaded.layouts()}, []
         vectors = [np.frombuffer(part, np.float32) for part in parts]
         result = train(
             loaded.task,
             loaded.model,
             data,
             vectors[0],
-            loaded.layout,
+            loaded.layout_of(request["split"]),
             LocalTerms(request["pull"], vectors[1] if len(vectors) > 1 else None),
             LocalSpec(**request["local"]),
             request["seed"],
@@ -123,9 +146,7 @@ class Desk:
 
     def _load(self, path: str) -> Loaded:
         if path not in self.loaded:
-            task = load(path)
-            model = task.model(0)
-            self.loaded[path] = Loaded(task, model, layout_of(model))
+            self.loaded[path] = Loaded(load(path))
         return self.loaded[path]
 
 

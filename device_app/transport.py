@@ -1,4 +1,4 @@
-"""One keep-alive HTTP connection to the aggregator, and what its answers mean.
+"""One keep-alive HTTP connection to the aggregator, a WebSocket where one is asked for, and what its answers mean.
 
     200, 201, 204   an answer
     401, 403        Unauthorised: a person has to enrol this device, unless the problem's reason says ``not_invited``
@@ -25,13 +25,16 @@ from typing import Protocol
 import aiohttp
 from yarl import URL
 
-from device_app.errors import AggregatorError, Declined, RoundGone, Unauthorised, Unreachable
+from device_app.errors import AggregatorError, Declined, NoWebSocket, RoundGone, Unauthorised, Unreachable
 from device_app.home import REMEDY
 from schemas.base import parse
 from schemas.config import DeviceConfig
 from schemas.status import Problem
 
 STALL_SECONDS = 60.0
+HEARTBEAT_SECONDS = 20.0
+CONNECTIONS = 2
+"""One, which is kept, and one more while a WebSocket holds it."""
 """How long an answer may bring not a single byte."""
 SLOWEST_BYTES_PER_SECOND = 32.0
 """A slower upload is given up: it would hold the device for hours."""
@@ -88,6 +91,36 @@ class Link(Protocol):
         """
         ...
 
+    def socket(self, path: str, query: Mapping[str, str], max_bytes: int) -> AbstractAsyncContextManager[Socket]:
+        """Hold a WebSocket whose messages have at most ``max_bytes``.
+
+        Raises:
+            NoWebSocket: there is a connection, but no WebSocket; a plain request says why.
+            Unreachable: there is no connection.
+        """
+        ...
+
+
+class Socket(Protocol):
+    """A WebSocket that carries bytes."""
+
+    async def send(self, data: bytes) -> None:
+        """Send a message.
+
+        Raises:
+            Unreachable: the connection is gone.
+        """
+        ...
+
+    async def receive(self) -> bytes:
+        """Return the next message.
+
+        Raises:
+            Declined: the aggregator hung up because of what it was sent.
+            Unreachable: the connection is gone.
+        """
+        ...
+
 
 @dataclass(frozen=True, slots=True)
 class HttpLink:
@@ -127,12 +160,65 @@ class HttpLink:
         except (aiohttp.ClientError, OSError) as error:
             raise Unreachable(f"{method} {url}: {said(error)}", "no_connection") from error
 
+    @asynccontextmanager
+    async def socket(self, path: str, query: Mapping[str, str], max_bytes: int) -> AsyncIterator[Socket]:
+        """See ``Link``."""
+        url = self.server / path
+        try:
+            async with asyncio.timeout(STALL_SECONDS):
+                # The heartbeat notices a dead link; a long wait for an answer is none.
+                found = await self.session.ws_connect(
+                    url, params=query, headers=self.headers, heartbeat=HEARTBEAT_SECONDS, max_msg_size=max_bytes
+                )
+        except TimeoutError as error:
+            raise Unreachable(f"{url}: no WebSocket within its time", "timeout") from error
+        except aiohttp.WSServerHandshakeError as error:
+            raise NoWebSocket(f"{url}: expected a WebSocket, got status {error.status}", "no_websocket") from error
+        except (aiohttp.ClientError, OSError) as error:
+            raise Unreachable(f"{url}: {said(error)}", "no_connection") from error
+        try:
+            yield HttpSocket(found, str(url))
+        finally:
+            await found.close()
+
+
+@dataclass(frozen=True, slots=True)
+class HttpSocket:
+    """A WebSocket of aiohttp's."""
+
+    socket: aiohttp.ClientWebSocketResponse
+    name: str
+
+    async def send(self, data: bytes) -> None:
+        """See ``Socket``."""
+        try:
+            await self.socket.send_bytes(data)
+        except (aiohttp.ClientError, OSError) as error:
+            raise Unreachable(f"{self.name}: {said(error)}", "no_connection") from error
+
+    async def receive(self) -> bytes:
+        """See ``Socket``."""
+        message = await self.socket.receive()
+        if message.type is aiohttp.WSMsgType.BINARY:
+            return bytes(message.data)
+        why = f"{self.name}: the WebSocket ended, {_closed(message, self.socket)}"
+        if self.socket.close_code == aiohttp.WSCloseCode.UNSUPPORTED_DATA:
+            raise Declined(why, "refused")
+        raise Unreachable(why, "no_connection")
+
+
+def _closed(message: aiohttp.WSMessage, socket: aiohttp.ClientWebSocketResponse) -> str:
+    """Return how a WebSocket ended, in words."""
+    if message.type is aiohttp.WSMsgType.CLOSE:
+        return f"code {message.data} {message.extra or ''}".strip()
+    return str(socket.exception() or f"code {socket.close_code}")
+
 
 @asynccontextmanager
 async def connect(config: DeviceConfig, credential: str) -> AsyncIterator[HttpLink]:
     """Hold a link to the aggregator of ``config``; it connects on the first request."""
     context = ssl.create_default_context(cafile=config.tls_ca) if config.tls_ca else True
-    connector = aiohttp.TCPConnector(limit=1, ssl=context, keepalive_timeout=600.0)
+    connector = aiohttp.TCPConnector(limit=CONNECTIONS, ssl=context, keepalive_timeout=600.0)
     async with aiohttp.ClientSession(
         connector=connector,
         timeout=aiohttp.ClientTimeout(total=None),

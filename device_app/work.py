@@ -15,21 +15,24 @@ from __future__ import annotations
 import asyncio
 import hashlib
 import logging
+import math
 
 from device_app.client import Client
 from device_app.downloads import Downloads
 from device_app.errors import Declined, RoundGone, StateLost, TrainerError, Unreachable
+from device_app.front_trainer import Front, FrontSpec
 from device_app.profile import Identity, describe_tasks, introduction
+from device_app.split import SplitTraining
 from device_app.spool import Spool, StoredUpdate, update_id
 from device_app.trainer import Description, LocalRun, Trained, Trainer
 from fedge import algorithms, feedback
-from fedge.algorithms.base import Algorithm
+from fedge.algorithms.base import Algorithm, LocalTerms
 from fedge.budget import rate
 from fedge.errors import BudgetError, CodecError, FedgeError
 from fedge.feedback import Memory
 from fedge.layout import Layout, Vector
 from fedge.protocol import participant
-from fedge.protocol.offer import train_seed
+from fedge.protocol.offer import part_of, train_seed
 from fedge.protocol.participant import (
     AnchorLost,
     Downloaded,
@@ -47,7 +50,7 @@ from fedge.protocol.participant import (
 from fedge.update import Stream, encode_update, uplink
 from schemas.config import DeviceConfig
 from schemas.messages import Assignment, Receipt, Refusal, UpdateHeader
-from schemas.specs import AlgorithmSpec, LocalSpec
+from schemas.specs import AlgorithmSpec, LocalSpec, SplitSpec
 
 log = logging.getLogger(__name__)
 
@@ -65,6 +68,7 @@ class Duties:
         self._options = {task.task: task.data for task in config.tasks}
         self._identity: Identity | None = None
         self._unsent = ""
+        self._polls = False
 
     async def introduce(self) -> Identity:
         """Tell the aggregator what this device can train, once in the life of this process; return who it is.
@@ -98,7 +102,7 @@ class Duties:
         refused = self._refusal(assignment, me.tasks.get(assignment.task))
         if refused is not None:
             return refused
-        layout = me.tasks[assignment.task].layout
+        layout = _layout(me, assignment)
         return Downloaded(await self.downloads.fetch(assignment, me.device, layout, state.held))
 
     async def train(self, state: Participant, assignment: Assignment) -> Event:
@@ -107,7 +111,7 @@ class Duties:
         refused = self._refusal(assignment, me.tasks.get(assignment.task))
         if refused is not None:
             return refused
-        layout = me.tasks[assignment.task].layout
+        layout = _layout(me, assignment)
         try:
             anchor = await self.downloads.anchor(assignment, me.device, layout, state.held)
         except StateLost as error:
@@ -118,6 +122,8 @@ class Duties:
             update = await asyncio.to_thread(self._encode, state, assignment, me.device, layout, trained)
         except StateLost as error:
             return Refused(Refusal.STATE_LOST, str(error))
+        except _Halfway as halfway:
+            return Failed(str(halfway.error), halfway.error.retry_after_seconds, has_progress=True)
         except (TrainerError, FedgeError) as error:
             return Refused(Refusal.TRAINING_FAILED, str(error))
         await asyncio.to_thread(self.spool.write_update, assignment, update)
@@ -155,10 +161,10 @@ class Duties:
         mine = pending.assignment
         try:
             described = me.tasks.get(mine.task)
-            if described is None or described.layout.digest != mine.layout:
+            if described is None or described.of_run(mine.layout) is None:
                 raise StateLost(f"expected a task {mine.task} of layout {mine.layout}")
-            algorithm, stream = build(mine.algorithm), _uplink(mine, me.device)
-            await asyncio.to_thread(self.spool.settle, state, pending, receipt, algorithm, described.layout, stream)
+            algorithm, stream, layout = build(mine.algorithm), _uplink(mine, me.device), _layout(me, mine)
+            await asyncio.to_thread(self.spool.settle, state, pending, receipt, algorithm, layout, stream)
         except StateLost as error:
             log.error("dual lost", extra={"run": mine.run, "round": mine.round, "reason": str(error)})
             return participant.StateLost()
@@ -192,41 +198,77 @@ class Duties:
         if described is None:
             known = ", ".join(sorted(self._options))
             return Refused(Refusal.UNKNOWN_TASK, f"expected one of {known}, got {assignment.task}")
-        if described.layout.digest != assignment.layout:
+        layout = described.of_run(assignment.layout)
+        if layout is None:
             expected = f"expected layout {described.layout.digest} of {assignment.task}"
             return Refused(Refusal.LAYOUT_DIFFERS, f"{expected}, got {assignment.layout}")
+        layout = part_of(layout, assignment)
         try:
-            rate(described.layout, assignment.uplink, self.config.limits.uplink)
-            rate(described.layout, assignment.downlink, self.config.limits.downlink)
+            rate(layout, assignment.uplink, self.config.limits.uplink)
+            rate(layout, assignment.downlink, self.config.limits.downlink)
         except BudgetError as error:
             return Refused(Refusal.BUDGET_TOO_SMALL, str(error))
         return None
 
     async def _train(self, state: Participant, assignment: Assignment, me: Identity, anchor: Vector) -> Trained:
-        algorithm = build(assignment.algorithm)
-        size = me.tasks[assignment.task].layout.size
+        algorithm, layout = build(assignment.algorithm), _layout(me, assignment)
         dual = None
         if algorithm.stateful:
             run, epoch = assignment.run, assignment.dual_epoch
-            dual = await asyncio.to_thread(self.spool.dual, run, epoch, state.last_applied, size)
+            dual = await asyncio.to_thread(self.spool.dual, run, epoch, state.last_applied, layout.size)
+        terms = algorithm.local_terms(dual, assignment.relative_size)
+        if assignment.split is not None:
+            return await self._train_front(assignment, assignment.split, me, anchor, terms)
         facts = {"run": assignment.run, "round": assignment.round}
         trained = await self.trainer.train(
             assignment.task,
             self._options[assignment.task],
             anchor,
-            algorithm.local_terms(dual, assignment.relative_size),
+            terms,
             local_run(assignment.local),
             train_seed(assignment.seed, assignment.round, me.device),
             lambda epoch, loss: log.debug("epoch done", extra={**facts, "epoch": epoch, "loss": loss}),
+            split=layout.num_front > 0,
         )
         log.info("trained", extra={**facts, "loss": trained.loss, "num_examples": trained.num_examples})
+        return trained
+
+    async def _train_front(
+        self, assignment: Assignment, spec: SplitSpec, me: Identity, anchor: Vector, terms: LocalTerms
+    ) -> Trained:
+        """Train the front half, with the aggregator's answers to each step.
+
+        Raises:
+            _Halfway: the aggregator is gone, after some steps; they are kept.
+        """
+        task, options = assignment.task, self._options[assignment.task]
+        key = f"{self.config.name} {assignment.run} {assignment.round}"
+        kept = await asyncio.to_thread(self.spool.read_split, assignment, anchor.size)
+        front = Front(self.trainer, task, options, key)
+        how = FrontSpec(spec.quantizer, spec.steps, self.config.keeps_tape)
+        seed = train_seed(assignment.seed, assignment.round, me.device)
+        await front.open(anchor, terms, local_run(assignment.local), seed, how, kept and kept[:2])
+        steps = SplitTraining(self.client.link, self.spool, front, assignment, self.config.split_transport, self._polls)
+        steps.shared = kept[2] if kept else b""
+        try:
+            trained = await steps.run()
+        except Unreachable as error:
+            if steps.answered:
+                raise _Halfway(error) from error
+            raise
+        finally:
+            self._polls = steps.polls
+            await front.drop()
+        facts = {"run": assignment.run, "round": assignment.round, "steps": front.next, "of": front.steps}
+        log.info("front half trained", extra={**facts, "loss": trained.loss, "num_examples": trained.num_examples})
         return trained
 
     def _encode(
         self, state: Participant, assignment: Assignment, device: str, layout: Layout, trained: Trained
     ) -> StoredUpdate:
         frames, loss = self._encoded(state, assignment, _uplink(assignment, device), layout, trained.delta)
-        header = UpdateHeader(update=update_id(frames), num_examples=trained.num_examples, loss=trained.loss)
+        known = trained.loss if math.isfinite(trained.loss) else None
+        header = UpdateHeader(update=update_id(frames), num_examples=trained.num_examples, loss=known)
         if loss is not None:
             self.spool.write_loss(assignment, header.update, loss)
         return StoredUpdate(header, tuple(frames))
@@ -250,6 +292,22 @@ class Duties:
                 raise
             log.warning("memory let go", extra={"run": assignment.run, "reason": str(error)})
             return feedback.encode(layout, delta, None, stream, spec.codec_name, bits, spec.codec_options, trust)
+
+
+class _Halfway(Exception):
+    """The aggregator could not be reached any more after part of the work was done."""
+
+    def __init__(self, error: Unreachable) -> None:
+        super().__init__(str(error))
+        self.error = error
+
+
+def _layout(me: Identity, assignment: Assignment) -> Layout:
+    """Return the layout of what ``assignment`` asks to train; its digest was looked at before."""
+    layout = me.tasks[assignment.task].of_run(assignment.layout)
+    if layout is None:
+        raise StateLost(f"expected a model of layout {assignment.layout}, the task builds another now")
+    return part_of(layout, assignment)
 
 
 def build(spec: AlgorithmSpec) -> Algorithm:

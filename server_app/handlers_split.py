@@ -1,8 +1,8 @@
 """Steps of split training: a WebSocket for each device and round, and requests for where WebSockets do not get through.
 
-    GET  /v1/runs/{run}/split?round=N            with Upgrade: Hello, then an Answer to each Batch, until one side closes
-                                                 without: Hello; with step=T&wait=S: the answer to that step, or 204
-    POST /v1/runs/{run}/split?round=N&wait=S     a Batch; its Answer, or 204 after S seconds: ask for it by GET
+    GET  /v1/runs/{run}/split?round=N          with Upgrade: Hello, then an Answer to each Batch, until one side closes
+                                               without: Hello; with step=T&wait=S: the answer to that step, or 204
+    POST /v1/runs/{run}/split?round=N&wait=S   a Batch; its Answer, or 204 after S seconds: ask for it by GET
 
 Frames are those of ``fedge.split.exchange``. A device has one batch on its way at most: nothing more is read from it
 before that is answered, so it can send no faster than the back half learns. Whatever is cut off, the batch stays, and

@@ -79,6 +79,8 @@ class FrontRun:
         self.steps = steps or spec.epochs * self.per_epoch
         self.next = 0
         """The step that comes next."""
+        self.done = 0
+        """How many steps were taken."""
         self._epoch: tuple[int, list[torch.Tensor]] = (0, self._rows(0))
         self._losses: list[float] = []
 
@@ -131,6 +133,7 @@ class FrontRun:
         self._step.flat.grads.copy_(torch.from_numpy(self._half.backward(answer)))
         self._step.descend()
         self._losses.append(loss)
+        self.done += 1
         self.next += 1
 
     def skip(self, step: int) -> None:

@@ -305,7 +305,7 @@ def _work(state: Participant) -> list[Action]:
 
 
 def _back_off(state: Participant, event: Failed, now: float, seed: int) -> tuple[Participant, list[Action]]:
-    failures = state.failures + 1
+    failures = 1 if event.has_progress else state.failures + 1
     wait = max(backoff_seconds(failures, seed), min(event.retry_after or 0.0, MAX_BACKOFF_SECONDS * 10))
     at = now + wait
     return _change(state, failures=failures, retry_at=at), [WakeAt(at)]

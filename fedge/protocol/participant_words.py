@@ -88,10 +88,14 @@ class StateLost:
 
 @dataclass(frozen=True, slots=True)
 class Failed:
-    """The phase's work failed and may succeed later; ``retry_after`` is the least wait in seconds, if one was asked."""
+    """The phase's work failed and may succeed later; ``retry_after`` is the least wait in seconds, if one was asked.
+
+    ``has_progress``: part of it was done, and will not have to be done again.
+    """
 
     reason: str
     retry_after: float | None = None
+    has_progress: bool = False
 
 
 @dataclass(frozen=True, slots=True)

@@ -41,6 +41,8 @@ from fedge.tasks.sources import FASHION_MNIST, folder_of, is_named_by_environmen
 if TYPE_CHECKING:
     from torch import Tensor, nn
 
+    from fedge.tasks.split_model import Halves
+
 CLASSES = (
     "T-shirt/top",
     "Trouser",
@@ -126,6 +128,14 @@ class FashionMnist:
             ),
             seed,
         )
+
+    def split(self, model: nn.Module) -> Halves:
+        """Return the convolutions, whose 512 numbers a picture travel, and the layers after them."""
+        import torch
+
+        from fedge.tasks.split_model import cut
+
+        return cut(model, "7", example=torch.zeros(1, 1, SIDE, SIDE))
 
     def train_data(self, options: Mapping[str, object]) -> Dataset:
         """Return this device's pictures, ``inputs`` float32 ``[n, 1, 28, 28]``, ``targets`` int64 ``[n]``."""
