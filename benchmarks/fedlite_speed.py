@@ -113,7 +113,7 @@ def main() -> int:
     for centroids in (2, 8, 32, 256):
         kinds = {
             "paper": Options.paper(SUBVECTORS, centroids=centroids),
-            "coded, 4-bit down": Options(SUBVECTORS, centroids=centroids),
+            "coded, EDEN down": Options(SUBVECTORS, centroids=centroids),
             "members 5": Options(SUBVECTORS, centroids=centroids, least_members=5),
             "warm": Options(SUBVECTORS, centroids=centroids, start=Start.WARM),
             "shared": Options(SUBVECTORS, centroids=centroids, start=Start.SHARED),

@@ -28,7 +28,8 @@ import numpy as np
 
 from fedge.codecs.product import Floats
 from fedge.errors import CodecError
-from fedge.split.message import MOST_VALUES, ActivationMessage, Codebook, GradientMessage
+from fedge.split.gradient import GradientMessage
+from fedge.split.message import MOST_VALUES, ActivationMessage, Codebook
 from fedge.split.options import INDEX_KINDS, Coding, Options, Start
 from fedge.split.quantizer import as_columns, assign, fit, restore
 from fedge.split.shared import Shared
@@ -111,7 +112,7 @@ def answer(gradient: Floats, options: Options, seed: int) -> bytes:
     Raises:
         CodecError: numbers that are not finite.
     """
-    return GradientMessage.of(gradient, options.gradient_bits, seed).data
+    return GradientMessage.of(gradient, options.gradient_bits, seed, options.gradient_coding).data
 
 
 def correct(data: bytes, z: Floats, restored: Floats, options: Options, step: int) -> Floats:

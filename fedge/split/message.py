@@ -1,4 +1,5 @@
-"""The bytes of a split step: activations up, their labels, and gradients down. Both ends of each in one place.
+"""The bytes of what goes up in a split step: activations and their labels. Both ends of each; what comes down is
+``gradient.py``.
 
 A message says itself what it holds, so that it can be read with nothing else but, where it says so, a state that both
 ends share (``shared.py``), which it names. Checksums are the outer frame's. Layout, little-endian; of activations:
@@ -18,15 +19,7 @@ ends share (``shared.py``), which it names. Checksums are the outer frame's. Lay
             (lo f32 | step f32) × R, u8 × R·L·d/q     in eight bits: c = lo + step·u8; or nothing
             indices by position, then by example, to the end (``fedge/codecs/indices.py``)
 
-of labels: version | 3 | bits b u8 | 0 | B u16, then B labels of b bits, packed; of gradients:
-
-    0       u8    version, 1
-    1       u8    2: gradients
-    2       u8    bits b, 2 .. 8, or 32 for float32
-    3       u8    0
-    4       u16   B
-    6       u32   d
-    10            float32 × B·d; or (lo f32 | step f32) × B, then B·d codes of b bits, packed; row after row
+of labels: version | 3 | bits b u8 | 0 | B u16, then B labels of b bits, packed.
 
 Whoever reads bytes from a stranger says with ``most_values`` how many activations it will make room for at most: memory
 stays within a small multiple of 4 bytes for each of those and of what came.
@@ -40,7 +33,6 @@ from enum import IntEnum
 
 import numpy as np
 
-from fedge import seeds
 from fedge.codecs.indices import decode_indices, encode_indices, pack_bits, packed_bytes, unpack_bits
 from fedge.codecs.product import Floats, Indices, Ints
 from fedge.errors import CodecError
@@ -53,7 +45,6 @@ FLOAT_BITS = 32
 MOST_VALUES = 1 << 24
 """64 MiB of float32, which is twenty examples of 800,000 activations."""
 _HEAD = struct.Struct("<BBBBHHHI")
-_GRADIENT_HEAD = struct.Struct("<BBBBHI")
 _LABEL_HEAD = struct.Struct("<BBBBH")
 
 
@@ -188,7 +179,7 @@ class ActivationMessage:
             CodecError: it is none, is larger, or needs a state that this is not.
         """
         view = memoryview(data)
-        kinds, last, *sizes = _head(_HEAD, data, ACTIVATIONS, "activations")
+        kinds, last, *sizes = read_head(_HEAD, data, ACTIVATIONS, "activations")
         examples, subvectors, groups, values = sizes
         shape = Shape(examples, values, subvectors, groups, last + 1)
         if examples * values > most_values:
@@ -241,82 +232,6 @@ def _model(state: Shared | None, shape: Shape) -> Indices:
     return state.model
 
 
-@dataclass(frozen=True, slots=True, eq=False)
-class GradientMessage:
-    """What the server answers: a gradient as it comes out, float32 ``[B, d]``, and its bytes.
-
-        G_i ≈ lo_i + Δ_i·k,   Δ_i = (max G_i - min G_i)/(2^b - 1),   k = ⌊(G_i - lo_i)/Δ_i + r⌋,   r ~ U[0, 1)
-
-    Rounding is unbiased, and rows are apart: one loud example does not coarsen the others.
-    """
-
-    gradient: Floats
-    data: bytes
-
-    @classmethod
-    def of(cls, gradient: Floats, bits: int, seed: int) -> GradientMessage:
-        """Round a finite ``gradient``, float32 ``[B, d]``, to ``bits``, 2 to 8, or leave it as it is with 32.
-
-        Raises:
-            CodecError: other bits, not a batch, or numbers that are not finite.
-        """
-        check_gradient_bits(bits)
-        if gradient.ndim != 2 or not (1 <= len(gradient) <= MOST_EXAMPLES and gradient.shape[1] >= 1):
-            raise CodecError(f"expected a gradient of shape (examples, values), got {gradient.shape}")
-        if not np.abs(gradient).max() <= LARGEST_MAGNITUDE:
-            raise CodecError(f"expected gradients of magnitude {LARGEST_MAGNITUDE:g} or less, got others")
-        head = _GRADIENT_HEAD.pack(VERSION, GRADIENTS, bits, 0, *gradient.shape)
-        if bits == FLOAT_BITS:
-            return cls(gradient, head + gradient.astype("<f4").tobytes())
-        lo, levels = gradient.min(1), (1 << bits) - 1
-        step = ((gradient.max(1) - lo) / np.float32(levels)).astype(np.float32)
-        r = (seeds.words(seed, gradient.size) >> np.uint64(40)).astype(np.float32) * np.float32(2.0**-24)
-        k = (gradient - lo[:, None]) / np.where(step > 0, step, 1)[:, None]
-        codes = np.minimum(k + r.reshape(k.shape), levels).astype(np.uint8)  # both are positive: this rounds down
-        data = head + np.stack([lo, step], 1).astype("<f4").tobytes() + pack_bits(codes, bits)
-        return cls(_from_codes(lo, step, codes), data)
-
-    @classmethod
-    def from_bytes(cls, data: bytes, most_values: int = MOST_VALUES) -> GradientMessage:
-        """Read a message of B·d <= ``most_values``.
-
-        Raises:
-            CodecError: it is none, is larger, or has numbers out of range.
-        """
-        bits, zero, examples, values = _head(_GRADIENT_HEAD, data, GRADIENTS, "gradients")
-        check_gradient_bits(bits)
-        if zero or not 1 <= examples * values <= most_values:
-            raise CodecError(f"expected 1 to {most_values} gradients, got {examples} x {values} and {zero}")
-        rest, rows = memoryview(data)[_GRADIENT_HEAD.size :], 0 if bits == FLOAT_BITS else 8 * examples
-        expected = 4 * examples * values if bits == FLOAT_BITS else rows + packed_bytes(examples * values, bits)
-        if len(rest) != expected:
-            raise CodecError(f"expected {expected} bytes of gradients, got {len(rest)}")
-        if bits == FLOAT_BITS:
-            gradient = np.frombuffer(rest, "<f4").astype(np.float32).reshape(examples, values)
-        else:
-            lo, step = np.frombuffer(rest, "<f4", 2 * examples).astype(np.float32).reshape(examples, 2).T
-            codes = unpack_bits(rest[rows:], bits, examples * values).reshape(examples, values)
-            with np.errstate(over="ignore", invalid="ignore"):
-                gradient = _from_codes(lo, step, codes)
-        # A step of 1/255 of 2^25 may end a rounding beyond.
-        if not np.abs(gradient).max() <= 1.001 * LARGEST_MAGNITUDE:
-            raise CodecError(f"expected gradients of magnitude {LARGEST_MAGNITUDE:g} or less, got others")
-        return cls(gradient, data)
-
-
-def check_gradient_bits(bits: int) -> None:
-    """Raise :class:`CodecError` unless gradients can have ``bits``."""
-    if not 2 <= bits <= 8 and bits != FLOAT_BITS:
-        raise CodecError(f"expected 2 to 8 bits a gradient, or {FLOAT_BITS}, got {bits}")
-
-
-def _from_codes(lo: Floats, step: Floats, codes: Indices) -> Floats:
-    found: Floats = codes.astype(np.float32)
-    found *= step[:, None]
-    found += lo[:, None]
-    return found
-
-
 def write_labels(labels: Ints, bits: int) -> bytes:
     """Return ``labels``, integers ``[B]``, each below 2^``bits``, 1 to 8.
 
@@ -334,13 +249,13 @@ def read_labels(data: bytes, examples: int) -> Ints:
     Raises:
         CodecError: ``data`` are no labels, or of another batch.
     """
-    bits, zero, count = _head(_LABEL_HEAD, data, LABELS, "labels")
+    bits, zero, count = read_head(_LABEL_HEAD, data, LABELS, "labels")
     if zero or not 1 <= bits <= 8 or count != examples:
         raise CodecError(f"expected {examples} labels of 1 to 8 bits, got {count} of {bits}")
     return unpack_bits(memoryview(data)[_LABEL_HEAD.size :], bits, count).astype(np.int64)
 
 
-def _head(form: struct.Struct, data: bytes, kind: int, name: str) -> tuple[int, ...]:
+def read_head(form: struct.Struct, data: bytes, kind: int, name: str) -> tuple[int, ...]:
     """Return what a header of ``form`` holds behind its version and kind."""
     if len(data) < form.size:
         raise CodecError(f"expected {name} with a header of {form.size} bytes, got {len(data)} bytes")

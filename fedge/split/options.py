@@ -10,7 +10,8 @@ from typing import Any
 
 from fedge.codecs.product import MOST_CENTROIDS
 from fedge.errors import CodecError
-from fedge.split.message import FLOAT_BITS, IndexKind, check_gradient_bits
+from fedge.split.gradient import GradientCoding, check_gradient_bits
+from fedge.split.message import FLOAT_BITS, IndexKind
 from fedge.split.quantizer import MOST_EXAMPLES, MOST_SUBVECTORS, Fitting, Shape
 
 
@@ -57,7 +58,8 @@ class Options:
     refresh_steps: int = 10
     coding: Coding = Coding.ADAPTIVE
     codebook_bits: int = 8
-    gradient_bits: int = 4
+    gradient_bits: float = 1.0
+    gradient_coding: GradientCoding = GradientCoding.EDEN
     least_members: int = 0
     iterations: int = 8
     warm_iterations: int = 2
@@ -73,7 +75,7 @@ class Options:
             raise CodecError(f"split: expected correction, cap and ramp_steps of 0 or more, got {got}")
         if self.codebook_bits not in (8, FLOAT_BITS):
             raise CodecError(f"split: expected codebooks of 8 or {FLOAT_BITS} bits, got {self.codebook_bits}")
-        check_gradient_bits(self.gradient_bits)
+        check_gradient_bits(self.gradient_bits, self.gradient_coding)
         if min(self.refresh_steps, self.iterations, self.warm_iterations) < 1:
             got = f"{self.refresh_steps}, {self.iterations} and {self.warm_iterations}"
             raise CodecError(f"split: expected refresh_steps and iterations of 1 or more, got {got}")

@@ -12,8 +12,19 @@ from hypothesis import strategies as st
 
 from fedge.codecs import native_available
 from fedge.errors import CodecError
-from fedge.split import Coding, Memory, Options, Shared, Start, answer, quantize, receive
-from fedge.split.message import ActivationMessage, GradientMessage
+from fedge.split import (
+    Coding,
+    GradientCoding,
+    GradientMessage,
+    Memory,
+    Options,
+    Shared,
+    Start,
+    answer,
+    quantize,
+    receive,
+)
+from fedge.split.message import ActivationMessage
 from fedge.split.quantizer import LARGEST_MAGNITUDE, restore
 from tests.fuzz.damage import DAMAGES
 from tests.support.kernels import IMPLEMENTATIONS, implementation
@@ -26,10 +37,18 @@ def activations(examples: int, values: int, seed: int) -> np.ndarray:
     return np.maximum(np.random.default_rng(seed).normal(size=(examples, values)), 0).astype(np.float32)
 
 
+def gradients(examples: int, values: int, seed: int) -> np.ndarray:
+    """Return rows of very unlike size, as real ones are."""
+    rng = np.random.default_rng(seed)
+    return (rng.normal(size=(examples, values)) * np.exp(-2 * rng.random((examples, 1)) * 5)).astype(np.float32)
+
+
 @st.composite
 def runs(draw: st.DrawFn) -> tuple[Options, int, int]:
     q = draw(st.integers(1, 30))
     examples, values = draw(st.integers(1, 12)), q * draw(st.integers(1, 6))
+    coding = draw(st.sampled_from(GradientCoding))
+    bits = st.floats(0.05, 8) if coding is GradientCoding.EDEN else st.integers(2, 8)
     options = Options(
         q,
         draw(st.integers(1, q)),
@@ -37,7 +56,8 @@ def runs(draw: st.DrawFn) -> tuple[Options, int, int]:
         start=draw(st.sampled_from(Start)),
         coding=draw(st.sampled_from(Coding)),
         codebook_bits=draw(st.sampled_from([8, 32])),
-        gradient_bits=draw(st.sampled_from([2, 3, 4, 5, 6, 7, 8, 32])),
+        gradient_bits=draw(bits | st.just(32)),
+        gradient_coding=coding,
         least_members=draw(st.integers(0, examples)),
         refresh_steps=draw(st.integers(1, 3)),
     )
@@ -59,8 +79,9 @@ def test_every_shape_comes_back_with_every_switch(run, seed):
         book = received.message.codebook
         memory = memory.after([(book.centroids if book.data else None, received.message.index)])
         shared = Shared.from_bytes(memory.publish(model=options.coding is Coding.SHARED).to_bytes(), values)
-        gradient = GradientMessage.from_bytes(answer(z, options, seed), examples * values).gradient
-        assert gradient.shape == z.shape and np.isfinite(gradient).all()
+        for g in (z, gradients(examples, values, seed + step)):
+            gradient = GradientMessage.from_bytes(answer(g, options, seed), examples * values).gradient
+            assert gradient.shape == z.shape and np.isfinite(gradient).all()
 
 
 @pytest.mark.skipif(len(IMPLEMENTATIONS) < 2, reason="the twin is alone")
@@ -90,7 +111,10 @@ def originals() -> tuple[Shared, list[bytes]]:
                 for bits in (8, 32):
                     own = Options(12, 3, centroids, start=start, coding=coding, codebook_bits=bits)
                     found.append(quantize(activations(9, 48, 1), own, 1, 1, state).data)
-        found += [answer(activations(9, 48, 2), Options(12, gradient_bits=bits), 1) for bits in (2, 5, 8, 32)]
+        uniform = [Options(12, gradient_bits=bits, gradient_coding=GradientCoding.UNIFORM) for bits in (2, 5, 8, 32)]
+        eden = [Options(12, gradient_bits=bits) for bits in (0.1, 0.5, 1, 2.5, 6)]
+        found += [answer(gradients(9, 48, 2), own, 1) for own in (*uniform, *eden)]
+        found += [answer(gradients(*shape, 3), eden[1], 1) for shape in ((1, 3), (40, 100), (3, 1))]
         found.append(state.to_bytes())
     assert state is not None
     return state, found

@@ -1,7 +1,7 @@
 import pytest
 
 from fedge.errors import CodecError
-from fedge.split import Coding, Options, Start
+from fedge.split import Coding, GradientCoding, Options, Start
 
 
 def test_the_papers_settings_are_packed_fresh_and_in_float32():
@@ -32,7 +32,9 @@ def test_shared_codebooks_are_fitted_again_every_so_often():
         {"cap": -0.5},
         {"ramp_steps": -1},
         {"codebook_bits": 16},
-        {"gradient_bits": 1},
+        {"gradient_bits": 0.04},
+        {"gradient_bits": 16},
+        {"gradient_bits": 1, "gradient_coding": GradientCoding.UNIFORM},
         {"refresh_steps": 0},
         {"iterations": 0},
         {"warm_iterations": 0},

@@ -1,4 +1,4 @@
-"""Messages of a split step: their bytes, and what is refused."""
+"""Messages of a split step that go up: their bytes, and what is refused."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ import pytest
 
 from fedge.errors import CodecError
 from fedge.split import Coding, Memory, Options, Shape, Shared, Start, quantize, read_labels, write_labels
-from fedge.split.message import ActivationMessage, Codebook, CodebookKind, GradientMessage, IndexKind
+from fedge.split.message import ActivationMessage, Codebook, CodebookKind, IndexKind
 
 BOOK = np.array([[[0.0, 0.5], [1.0, 2.0]]], np.float32)
 SHAPE = Shape(3, 8, 4)
@@ -20,10 +20,6 @@ HEAD = bytes.fromhex("01 01 00 01 0300 0400 0100 08000000")
 
 def message() -> ActivationMessage:
     return ActivationMessage(SHAPE, Codebook.float32(BOOK), INDEX, IndexKind.PACKED)
-
-
-def gradients(seed: int = 0, examples: int = 5, values: int = 30) -> np.ndarray:
-    return np.random.default_rng(seed).normal(size=(examples, values)).astype(np.float32)
 
 
 def shared() -> Shared:
@@ -145,55 +141,6 @@ def test_every_truncation_and_extension_is_refused():
         for bad in (*(data[:stop] for stop in range(len(data))), data + b"\x00"):
             with pytest.raises(CodecError):
                 ActivationMessage.from_bytes(bad)
-
-
-@pytest.mark.parametrize("bits", [2, 3, 4, 5, 6, 7, 8, 32])
-def test_gradients_come_back_within_a_step_and_both_ends_have_the_same(bits):
-    own = GradientMessage.of(gradients(), bits, 7)
-    read = GradientMessage.from_bytes(own.data)
-    assert read.gradient.tobytes() == own.gradient.tobytes()
-    step = np.ptp(gradients(), axis=1) / ((1 << min(bits, 24)) - 1)
-    assert (np.abs(own.gradient - gradients()).max(1) <= step * 1.001 + 1e-6).all()
-    assert len(own.data) == 10 + (4 * 150 if bits == 32 else 40 + -(-150 * bits // 8))
-
-
-@pytest.mark.parametrize("bits", [2, 4, 8])
-def test_rounding_gradients_is_unbiased(bits):
-    g, count = gradients(1, 3, 20), 4000
-    decoded = np.stack([GradientMessage.of(g, bits, seed).gradient for seed in range(count)]).astype(np.float64)
-    error = decoded.std(0) / np.sqrt(count) + 1e-7
-    assert (np.abs(decoded.mean(0) - g) < 5 * error).all()
-
-
-def test_a_row_of_equal_gradients_is_exact_and_rows_are_apart():
-    g = np.zeros((3, 10), np.float32)
-    g[1], g[2] = -4.5, np.linspace(0, 1e6, 10)
-    decoded = GradientMessage.of(g, 4, 1).gradient
-    assert (decoded[:2] == g[:2]).all() and not (decoded[2] == 0).all()
-
-
-@pytest.mark.parametrize("bits", [0, 1, 9, 16, 31, 33])
-def test_gradients_of_other_bits_are_refused(bits):
-    with pytest.raises(CodecError, match="expected 2 to 8 bits a gradient, or 32"):
-        GradientMessage.of(gradients(), bits, 1)
-    data = bytearray(GradientMessage.of(gradients(), 4, 1).data)
-    data[2] = bits
-    with pytest.raises(CodecError, match="expected 2 to 8 bits"):
-        GradientMessage.from_bytes(bytes(data))
-
-
-def test_gradients_that_cannot_be_are_refused():
-    data = GradientMessage.of(gradients(), 4, 1).data
-    huge = data[:10] + struct.pack("<ff", 0, np.inf) + data[18:]
-    lost = data[:10] + struct.pack("<ff", np.nan, 1) + data[18:]
-    for bad in (huge, lost, data[:-1], data + b"\x00", data[:9], data[:3] + b"\x01" + data[4:], b""):
-        with pytest.raises(CodecError):
-            GradientMessage.from_bytes(bad)
-    with pytest.raises(CodecError, match="expected 1 to 149 gradients, got 5 x 30"):
-        GradientMessage.from_bytes(data, 149)
-    for bad in (np.full((2, 2), np.nan, np.float32), np.zeros(4, np.float32), np.zeros((0, 4), np.float32)):
-        with pytest.raises(CodecError):
-            GradientMessage.of(bad, 4, 1)
 
 
 def test_labels_come_back_and_others_are_refused():
