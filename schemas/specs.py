@@ -271,15 +271,23 @@ class SplitSpec(Model):
     refresh_steps: int = Field(default=10, ge=1, description="of shared codebooks: how often they are fitted again")
     coding: Literal["packed", "adaptive", "shared"] = "adaptive"
     codebook_bits: Literal[8, 32] = 8
-    gradient_bits: int = Field(default=4, ge=2, le=32, description="of a coordinate of the answer: 2 to 8, or 32")
+    gradient_bits: float = Field(
+        default=1.0,
+        ge=0.05,
+        le=32,
+        description="of a coordinate of the answer: 0.05 to 8 by eden, 2 to 8 by uniform; 32",
+    )
+    gradient_coding: Literal["eden", "uniform"] = "eden"
     least_members: int = Field(default=0, ge=0, le=65_535, description="examples that a centroid must be a mean of")
 
     @model_validator(mode="after")
     def _possible(self) -> Self:
         if self.subvectors != "auto" and self.groups > self.subvectors:
             raise ValueError(f"groups must not exceed subvectors, got {self.groups} > {self.subvectors}")
-        if 8 < self.gradient_bits < 32:
-            raise ValueError(f"gradient_bits must be 2 to 8, or 32, got {self.gradient_bits}")
+        bits, is_uniform = self.gradient_bits, self.gradient_coding == "uniform"
+        if bits != 32 and (bits > 8 or (is_uniform and bits not in range(2, 9))):
+            which = "2, 3, .. 8" if is_uniform else "0.05 to 8"
+            raise ValueError(f"gradient_bits must be {which}, or 32, by {self.gradient_coding}, got {bits:g}")
         return self
 
     @property

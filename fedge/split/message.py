@@ -218,7 +218,7 @@ def state_named(data: bytes) -> str | None:
     Raises:
         CodecError: it is no such message.
     """
-    kinds = _head(_HEAD, data, ACTIVATIONS, "activations")[0]
+    kinds = read_head(_HEAD, data, ACTIVATIONS, "activations")[0]
     if kinds & 15 != CodebookKind.SHARED and kinds >> 4 != IndexKind.CODED_SHARED:
         return None
     return data[_HEAD.size : _HEAD.size + ID_BYTES].hex()

@@ -103,11 +103,9 @@ class Options:
             CodecError: a value out of range, or subvectors that do not divide ``values``.
         """
         length = next(n for n in range(8, 0, -1) if values % n == 0)
-        named = {
-            "start": Start(settings.get("start", Start.FRESH)),
-            "coding": Coding(settings.get("coding", "adaptive")),
-        }
-        made = cls(**{"subvectors": values // length, **settings, **named})
+        kinds: dict[str, Any] = {"start": Start, "coding": Coding, "gradient_coding": GradientCoding}
+        named = {key: kinds[key](value) if key in kinds else value for key, value in settings.items()}
+        made = cls(**{"subvectors": values // length, **named})
         made.shape(1, values)
         return made
 
