@@ -268,7 +268,9 @@ class SplitSpec(Model):
     ramp_steps: int = Field(default=0, ge=0, description="steps over which the correction grows from 0")
     cap: float = Field(default=0.0, ge=0, description="the most the correction may be of the gradient; 0: no limit")
     start: Literal["fresh", "warm", "shared"] = Field(default="warm", description="where a codebook comes from")
-    refresh_steps: int = Field(default=10, ge=1, description="of shared codebooks: how often they are fitted again")
+    refresh_steps: int = Field(
+        default=10, ge=1, description="steps between two states that all share, and two fits of shared codebooks"
+    )
     coding: Literal["packed", "adaptive", "shared"] = "adaptive"
     codebook_bits: Literal[8, 32] = 8
     gradient_bits: float = Field(

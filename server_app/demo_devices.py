@@ -46,12 +46,16 @@ class Site:
 
 
 def offers(task_path: str, sites: Sequence[Site]) -> dict[str, TaskOffer]:
-    """Return what each device has to offer: how many examples, and the layout of the model. Imports torch."""
+    """Return what each device has to offer: how many examples, and the layouts of the model. Imports torch."""
+    from fedge.tasks.split_model import SplitTask, halved
     from fedge.tasks.torch_model import layout_of
 
     task = load(task_path)
-    layout = layout_of(task.model(0)).digest
-    return {site.name: TaskOffer(num_examples=len(task.train_data(site.options)), layout=layout) for site in sites}
+    model = task.model(0)
+    layout = layout_of(model).digest
+    split = halved(task, model).layout.digest if isinstance(task, SplitTask) else None
+    counts = {site.name: len(task.train_data(site.options)) for site in sites}
+    return {name: TaskOffer(num_examples=n, layout=layout, split_layout=split) for name, n in counts.items()}
 
 
 async def enroll(

@@ -27,7 +27,7 @@ from typing import Any
 
 from fedge.per_bit import per_bit_accuracy
 from schemas.plan import Plan
-from schemas.status import RoundPhase, RoundStatus, RunSummary, Traffic
+from schemas.status import RoundPhase, RoundStatus, RunSummary, SplitStatus, Traffic
 from server_app.report_plots import draw
 from server_app.units import as_bytes, as_percent, as_points, as_ratio, as_seconds
 
@@ -92,6 +92,11 @@ class Result:
         return told[-1] if told else None
 
     @property
+    def split(self) -> SplitStatus | None:
+        """What split training did in all rounds; None where every device trained the whole model."""
+        return total_split([r.split for r in self.rounds if r.split is not None])
+
+    @property
     def rounds_closed(self) -> int:
         """How many rounds made a model."""
         return sum(r.phase is RoundPhase.CLOSED for r in self.rounds)
@@ -137,6 +142,7 @@ def summary(result: Result, report_dir: Path | None) -> dict[str, Any]:
         "bytes_down_by_device": result.bytes_down,
         "downlink": result.plan.downlink.mode,
         "perturbation": result.perturbation,
+        "split": None if result.split is None else result.split.model_dump(mode="json"),
         "notes": [{"device": n.device, "what": n.what, "outcome": n.outcome} for n in result.notes],
         "report_dir": None if report_dir is None else str(report_dir),
     }
@@ -168,7 +174,42 @@ def rows(result: Result) -> list[tuple[str, str]]:
         table.append(("frames down to one device", words))
     if result.perturbation is not None:
         table.append((f"E‖ŵ - w‖² of the last downloads, {result.plan.downlink.mode}", f"{result.perturbation:.3g}"))
-    return table
+    return [*table, *split_rows(result.split)]
+
+
+def total_split(rounds: Sequence[SplitStatus]) -> SplitStatus | None:
+    """Return the sum over rounds; None of none."""
+    if not rounds:
+        return None
+    counts = ("steps", "batches", "repeats", "refused", "activations", "labels", "gradients", "shared")
+    total: dict[str, Any] = {name: sum(getattr(r, name) for r in rounds) for name in counts}
+    for name in ("overhead", "float32_bytes"):
+        up, down = (sum(getattr(getattr(r, name), way) for r in rounds) for way in ("up", "down"))
+        total[name] = Traffic(up=up, down=down)
+    devices = tuple(sorted({device for r in rounds for device in r.devices}))
+    return SplitStatus(devices=devices, loss=rounds[-1].loss, **total)
+
+
+def split_rows(split: SplitStatus | None) -> list[tuple[str, str]]:
+    """Return what split training cost. Ratios of activations and gradients are of those alone, by both baselines."""
+    if split is None:
+        return []
+    again = f", {split.repeats} came again" if split.repeats else ""
+    refused = f", {split.refused} refused" if split.refused else ""
+    return [
+        ("front halves served", f"{len(split.devices)} devices, {split.batches} batches{again}{refused}"),
+        ("  steps of the back half", str(split.steps)),
+        ("  activations up", _cost(split.activations, split.float32_bytes.up)),
+        ("  labels up", as_bytes(split.labels)),
+        ("  gradients down", _cost(split.gradients, split.float32_bytes.down)),
+        ("  codebooks down", as_bytes(split.shared)),
+        ("  headers, both ways", as_bytes(split.overhead.up + split.overhead.down)),
+    ]
+
+
+def _cost(part: int, bare: int) -> str:
+    halved = as_ratio(bare / 2, part)
+    return f"{as_bytes(part)}  ({as_ratio(bare, part)} less than float32, {halved} than float16)"
 
 
 def weights_words(weights: str, shrunk_by: float | None = None) -> str:
@@ -214,7 +255,7 @@ def html(result: Result, images: Mapping[str, bytes]) -> str:
 
 def plan_toml(plan: Plan) -> str:
     """Return ``plan`` as TOML with every key written out; reading it gives the same plan."""
-    document = plan.model_dump(mode="json")
+    document = plan.model_dump(mode="json", exclude_none=True)
     tables = {key: value for key, value in document.items() if isinstance(value, dict)}
     lines = [f"{key} = {_toml(value)}" for key, value in document.items() if key not in tables]
     for name, table in tables.items():

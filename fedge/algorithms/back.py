@@ -94,6 +94,7 @@ class BackRun:
         self.shared: Shared | None = None
         """What devices are given for their next step."""
         self._known: dict[str, Shared] = {}
+        self._age = 0
         self._buffers = [tensor.name for tensor in self._layout.tensors if tensor.kind is Kind.BUFFER]
         self._half.trained = [self.tensors[t.name] for t in self._layout.tensors if t.kind is not Kind.BUFFER]
 
@@ -159,7 +160,10 @@ class BackRun:
         if self._memory is None or self.options is None or not seen:
             return
         self._memory = self._memory.after(seen)
-        options = self.options
+        options, self._age = self.options, self._age + 1
+        if self.shared is not None and self._age < options.refresh_steps:
+            return  # a little older it serves as well, and every device has to be given a new one
+        self._age = 0
         self.shared = self._memory.publish(options.start is not Start.FRESH, options.coding is Coding.SHARED)
         self._known[self.shared.id] = self.shared
         if len(self._known) > STATES_KEPT:

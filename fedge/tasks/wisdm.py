@@ -29,6 +29,8 @@ from fedge.tasks.base import Dataset
 if TYPE_CHECKING:
     from torch import Tensor, nn
 
+    from fedge.tasks.split_model import Halves
+
 USERS = range(1, 37)
 CLASSES = ("Walking", "Jogging", "Upstairs", "Downstairs", "Sitting", "Standing")
 FEATURES = 43
@@ -54,6 +56,14 @@ class Wisdm:
         for inputs, outputs in zip((FEATURES, *HIDDEN), HIDDEN, strict=False):
             layers += [nn.Linear(inputs, outputs), nn.ReLU()]
         return initialise(nn.Sequential(*layers, nn.Linear(HIDDEN[-1], len(CLASSES))), seed)
+
+    def split(self, model: nn.Module) -> Halves:
+        """Return the first layer, whose 192 numbers an example travel, and the others."""
+        import torch
+
+        from fedge.tasks.split_model import cut
+
+        return cut(model, "2", example=torch.zeros(1, FEATURES))
 
     def train_data(self, options: Mapping[str, object]) -> Dataset:
         """Return the training examples of one person, ``inputs`` float32 ``[n, 43]``, ``targets`` int64 ``[n]``."""

@@ -42,6 +42,7 @@ json_option = click.option("--json", "as_json", is_flag=True, help="End with one
 @click.option("--codec", type=click.Choice(["eden", "m22"]), help="What codes the updates.  [default: eden]")
 @click.option("--uplink-bits", type=float, help="Bits per coordinate, device to aggregator.")
 @click.option("--downlink-bits", type=float, help="Bits per coordinate, aggregator to device.")
+@click.option("--split", is_flag=True, help="Devices train the front half of the model, the aggregator the rest.")
 @click.option("--processes", type=click.IntRange(1), default=2, show_default=True, help="Agent processes.")
 @click.option("--faults", is_flag=True, help="Kill, cut and slow down some of the devices on the way.")
 @json_option
@@ -55,6 +56,7 @@ def demo(
     codec: str | None,
     uplink_bits: float | None,
     downlink_bits: float | None,
+    split: bool,
     processes: int,
     faults: bool,
     as_json: bool,
@@ -71,6 +73,7 @@ def demo(
         uplink = {"codec": codec, "bits": uplink_bits}
         changes |= {"uplink": {key: value for key, value in uplink.items() if value is not None}}
         changes |= {"downlink": {"bits": downlink_bits}} if downlink_bits is not None else {}
+        changes |= {"split": {}} if split else {}
         plan = altered(default_plan(), changes)
         folder, wanted = report_dir or _report_dir("demo"), Demo(plan, devices, processes, faults)
         check(wanted)

@@ -29,5 +29,5 @@ def altered(plan: Plan, changes: dict[str, Any]) -> Plan:
     if "cohort" in changes:
         document["cohort"].pop("updates")  # they follow from the number of devices
     for key, value in changes.items():
-        document[key] = {**document[key], **value} if isinstance(value, dict) else value
+        document[key] = {**(document[key] or {}), **value} if isinstance(value, dict) else value
     return parse(Plan, document, "options")

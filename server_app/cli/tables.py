@@ -10,7 +10,7 @@ from rich.table import Table
 
 from schemas.specs import LinkLimit
 from schemas.status import DeviceList, RoundStatus, RunList, RunStatus, RunSummary, ServerStatus
-from server_app.report import Result, weights_words
+from server_app.report import Result, split_rows, weights_words
 from server_app.report import rows as report_rows
 from server_app.units import as_bytes, as_percent, as_points, as_ratio, as_seconds
 
@@ -71,6 +71,7 @@ def run_facts(run: RunStatus) -> Rows:
         ("down", _cost(run.traffic.down, run.float32_bytes.down)),
         ("  frames alone", _cost(run.frame_bytes.down, run.float32_bytes.down)),
     ]
+    rows += split_rows(run.round.split if run.round is not None else None)
     if run.round is not None:
         rows.append(("now", round_words(run.round)))
     return [*rows, ("waiting for", run.waiting_for)] if run.waiting_for else rows
@@ -168,6 +169,7 @@ def round_words(r: RoundStatus) -> str:
     """Return one round in one line."""
     parts = [f"round {r.round} {r.phase}", f"{len(r.updates)} of {len(r.cohort)} updates"]
     parts += [f"{len(names)} {word}" for names, word in ((r.partial, "partial"), (r.gone, "gone")) if names]
+    parts += [f"{r.split.steps} split steps"] if r.split is not None else []
     parts += [f"loss {r.loss:.3f}"] if r.loss is not None else []
     parts += [f"mean shrunk by {as_percent(r.shrunk_by)}"] if r.shrunk_by is not None else []
     parts += [f"accuracy {as_percent(r.metrics['accuracy'])}"] if "accuracy" in r.metrics else []
