@@ -28,6 +28,7 @@ from aiohttp.web import WebSocketResponse
 from fedge.layout import Vector
 from fedge.protocol import gathering
 from fedge.protocol.gathering import Arrived, Came, Dropped, Gathering, Last, Left, Stepped, Take, WakeAt
+from fedge.protocol.split_counts import Counts
 from fedge.split.exchange import NO_DIGEST, Answer, Batch, Hello, Over, Refusal, read_exchange
 from fedge.split.message import most_bytes
 from fedge.split.options import Options
@@ -35,7 +36,6 @@ from schemas.ids import DeviceId
 from schemas.status import SplitStatus
 from server_app.errors import JournalError, Refused, ServerError, WorkerDied, WorkerError
 from server_app.journal import Journal, Kind, Record, read_records
-from server_app.split_counts import Counts
 
 log = logging.getLogger(__name__)
 

@@ -23,6 +23,7 @@ from fedge.errors import FedgeError
 from fedge.layout import Layout, Vector
 from fedge.protocol import coordinator
 from fedge.protocol import run as runs
+from fedge.protocol.back_device import fold, with_back_dual
 from fedge.protocol.coordinator import (
     Abandon,
     Action,
@@ -48,7 +49,7 @@ from server_app.evaluation import Evaluations, RunRecord
 from server_app.house import House
 from server_app.opening import Opening
 from server_app.rows import Member, RunRow, add_round, plus, with_measured
-from server_app.split_round import back_half_of, fold, with_back_dual
+from server_app.split_round import back_half_of
 
 log = logging.getLogger(__name__)
 
@@ -154,8 +155,7 @@ class Driver:
         """Make the state the first round starts from."""
         run = self.run
         self.waiting_for = "the initial model"
-        plan = run.plan
-        layout, params = await self.house.worker.initial(plan.task, plan.seed, plan.is_split)
+        layout, params = await self.house.worker.initial(run.plan.task, run.plan.seed, run.plan.is_split)
         self._check_stopped()
         self.state = self.algorithm.initial(params)
         await asyncio.to_thread(self.files.create)
@@ -317,7 +317,8 @@ class Driver:
         if self.state is None:
             raise RunFailed("expected a state before the first round")
         if self.back is not None and learnt is not None:
-            fold(book, self.algorithm, self.back, learnt)
+            size = sum(book.sizes[device] for device in self.back.served)
+            fold(book.sums, book.layout, self.algorithm, size, learnt)
         state = self.algorithm.server_step(self.state, book.sums, len(self.members))
         if learnt is not None:
             state = with_back_dual(state, self.state, self.algorithm, book.layout, learnt)
@@ -335,7 +336,8 @@ class Driver:
             await asyncio.to_thread(save_state, self.files.state(number), state)
         applied = {device: receipt.round for device, receipt in receipts.items() if receipt.applied}
         moved = [replace(self.members[d], dual_epoch=epoch, last_applied=asked) for d, asked in applied.items()]
-        previous, status = self.run.state_round, self._closing_status(book)
+        previous = self.run.state_round
+        status = book.round_status(self.traffic(), self.house.wall_clock(), self._split_status())
         self._mark = plus(self._mark, status.traffic)
         async with self.record.writing:
             totals = add_round(run.totals, status)
@@ -348,9 +350,6 @@ class Driver:
         self._note_devices(receipts)
         await self.house.store.save_devices(self.house.devices.take_changed())
         await asyncio.to_thread(self.files.prune, {run.state_round, previous})
-
-    def _closing_status(self, book: Book) -> RoundStatus:
-        return book.round_status(self.traffic(), self.house.wall_clock(), self._split_status())
 
     def _note_devices(self, receipts: Mapping[DeviceId, Receipt]) -> None:
         for name, receipt in receipts.items():

@@ -30,7 +30,7 @@ def rehearse(
 
     began = clock()
     sites = sites_of(plan.task, load(plan.task))
-    with PooledTrainer(plan.task, sites) as trainer:
+    with PooledTrainer(plan.task, sites, split=plan.is_split) as trainer:
         done = simulate(plan, trainer, World(tuple(sites)), lambda status: on_round(_frames_only(status)))
     rounds = tuple(_frames_only(status) for status in done.rounds)
     tested = [status.metrics for status in rounds if status.metrics]

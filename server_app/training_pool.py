@@ -27,11 +27,11 @@ Sites = Mapping[str, Mapping[str, object]]
 class PooledTrainer(TaskTrainer):
     """A ``TaskTrainer`` whose local runs happen in ``workers`` processes; use it in a ``with`` block."""
 
-    def __init__(self, path: str, sites: Sites, workers: int | None = None) -> None:
+    def __init__(self, path: str, sites: Sites, workers: int | None = None, split: bool = False) -> None:
         self._pool = ProcessPoolExecutor(
-            workers or os.cpu_count() or 1, multiprocessing.get_context("spawn"), _start, (path, sites)
+            workers or os.cpu_count() or 1, multiprocessing.get_context("spawn"), _start, (path, sites, split)
         )
-        super().__init__(load(path), sites)
+        super().__init__(load(path), sites, split)
 
     def begin(
         self, device: str, anchor: Vector, terms: LocalTerms, local: LocalSpec, seed: int
@@ -52,10 +52,10 @@ _trainer: TaskTrainer | None = None
 """A worker's own; None in any other process."""
 
 
-def _start(path: str, sites: Sites) -> None:
+def _start(path: str, sites: Sites, split: bool) -> None:
     global _trainer  # noqa: PLW0603  the one state of a worker process
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is for the parent, which ends the pool
-    _trainer = TaskTrainer(load(path), sites)
+    _trainer = TaskTrainer(load(path), sites, split)
 
 
 def _train(device: str, anchor: Vector, terms: LocalTerms, local: LocalSpec, seed: int) -> Trained:

@@ -6,6 +6,8 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import partial
 
+import numpy as np
+
 from fedge.aggregation import SegmentSums
 from fedge.algorithms import Algorithm, ServerState
 from fedge.downlink.message import StateId
@@ -14,19 +16,21 @@ from fedge.frames import read_frame
 from fedge.layout import Layout
 from fedge.protocol import coordinator
 from fedge.protocol import run as runs
+from fedge.protocol.back_device import back_seed, back_terms, fold, with_back_dual
 from fedge.protocol.coordinator import CohortChosen, DeviceGone, Round, UpdateReceived
 from fedge.protocol.ledger import Ledger, Verdict
-from fedge.protocol.offer import Standing, assign, certify, counted_size, mean_size, quota_of
+from fedge.protocol.offer import Standing, assign, certify, counted_size, half_of, mean_size, part_of, quota_of
 from fedge.protocol.staleness import end, late_receipts, seat, step_of
 from fedge.simulation.clock import Clock
 from fedge.simulation.downlinks import Downlinks
-from fedge.simulation.world import World
+from fedge.simulation.world import SplitTrainer, World
 from fedge.update import check_frame, decode_delta, uplink
 from fedge.weighting import error_of
 from schemas.ids import RunId
 from schemas.messages import Assignment, Receipt, Refusal, UpdateHeader, UpdateStatus, Work
 from schemas.plan import Plan
 from schemas.specs import FedDyn
+from schemas.status import SplitStatus
 
 RUN = "simulated"
 
@@ -56,7 +60,11 @@ class Aggregator:
         state: ServerState,
         clock: Clock,
         on_round: Callable[[Aggregator], None],
+        trainer: SplitTrainer | None = None,
     ) -> None:
+        self.trainer = trainer
+        self.split: SplitStatus | None = None
+        """What the round's split training did; None where there was none."""
         self.plan, self.world, self.layout, self.algorithm, self.state = plan, world, layout, algorithm, state
         self.mean_size = mean_size(sizes.values())
         self.sizes = {device: counted_size(size, self.mean_size) for device, size in sizes.items()}
@@ -137,7 +145,7 @@ class Aggregator:
 
     def _take_frame(self, device: str, data: bytes) -> None:
         asked, frame = self._asked(device), read_frame(data)
-        check_frame(self.layout, frame, asked.uplink.codec_name, asked.uplink.bits)
+        check_frame(part_of(self.layout, asked), frame, asked.uplink.codec_name, asked.uplink.bits)
         checksum = int.from_bytes(data[16:20], "little")
         self.frame_traffic.up += len(data)
         if self.ledger.check_frame(device, frame.segment, checksum) is Verdict.NEW:
@@ -202,6 +210,7 @@ class Aggregator:
         self.invited = {}
         self._fetched, self._idle, self._refused = set(), set(), set()
         self.downlinks.begin_round()
+        self.split = None
         invited, seated = chosen
         self._round_step(CohortChosen((*invited, *seated)))
 
@@ -215,7 +224,7 @@ class Aggregator:
                     number = self.round.number
                     self.clock.at(at, partial(self._tick, number))
                 case coordinator.Aggregate():
-                    self.state = self.algorithm.server_step(self.state, self.sums, len(self.world.devices))
+                    self._aggregate()
                     self._round_step(coordinator.Aggregated())
                     self._end_round(runs.RoundClosed())
                 case coordinator.Abandon(reason):
@@ -229,12 +238,35 @@ class Aggregator:
         for device in (name for name in devices if name not in self.late):
             standing = Standing(self._relative_size(device), self._applied(device), self.world.limits_of(device))
             try:
-                self.invited[device] = assign(
-                    self.plan, RUN, self.round, device, self.layout, standing, self.dual_epoch, self.clock.now
-                )
+                fixed = (self.plan, RUN, self.round, device, self.layout, standing, self.dual_epoch, self.clock.now)
+                self.invited[device] = assign(*fixed, half_of(self.plan, self.world.trains_of(device)) or "whole")
             except BudgetError as error:
                 self.clock.after(0.0, partial(self._lose, self.round.number, device, str(error)))
+        asked = {**self.late, **self.invited}
+        self.ledger.own = {name: len(self.layout.front.segments) for name, one in asked.items() if one.split}
+        self._open_halves()
         self._wake()
+
+    def _open_halves(self) -> None:
+        """Let the back half begin from the state, where somebody was asked to train a front half."""
+        fronts = [asked for asked in self.invited.values() if asked.split is not None]
+        if not fronts or self.trainer is None or self.plan.split is None:
+            return
+        terms, params = back_terms(self.state, fronts, self.algorithm), np.asarray(self.state.params, np.float32)
+        seed, spec = back_seed(self.plan.seed, self.round.number), self.plan.split
+        self.trainer.open_halves(params, terms, fronts[0].local, spec, len(fronts), seed)
+
+    def _aggregate(self) -> None:
+        """Make the next state of what was delivered, and of what the back half learnt."""
+        before, learnt = self.state, None
+        if self.trainer is not None and any(asked.split for asked in self.invited.values()):
+            learnt, self.split = self.trainer.close_halves()
+        if learnt is not None and self.split is not None:
+            size = sum(self.sizes[device] for device in self.split.devices)
+            fold(self.sums, self.layout, self.algorithm, size, learnt)
+        self.state = self.algorithm.server_step(before, self.sums, len(self.world.devices))
+        if learnt is not None:
+            self.state = with_back_dual(self.state, before, self.algorithm, self.layout, learnt)
 
     def _lose(self, number: int, device: str, why: str) -> None:
         if number == self.round.number and self.round.is_open:

@@ -15,19 +15,19 @@ from functools import partial
 import numpy as np
 
 from fedge import feedback
-from fedge.algorithms import Algorithm, Dual
+from fedge.algorithms import Algorithm, Dual, LocalTerms
 from fedge.downlink import Mode
 from fedge.downlink.common import receive_all
 from fedge.downlink.mcm import channel_of
 from fedge.downlink.message import State, StateId, origin
 from fedge.downlink.snapshot import decode_snapshot, downlink
-from fedge.errors import CodecError, ProtocolError
+from fedge.errors import CodecError, FedgeError, ProtocolError
 from fedge.feedback import Memory
 from fedge.frames import FrameReader
 from fedge.layout import Vector
 from fedge.protocol import participant
 from fedge.protocol.ledger import Conflict
-from fedge.protocol.offer import train_seed
+from fedge.protocol.offer import half_of, train_seed
 from fedge.protocol.participant import (
     AnchorLost,
     Download,
@@ -52,9 +52,10 @@ from fedge.protocol.participant import (
 )
 from fedge.simulation.aggregator import Aggregator, Closed
 from fedge.simulation.clock import Clock
-from fedge.simulation.world import Chance, Link, Trained, Trainer
+from fedge.simulation.world import Chance, Link, SplitTrained, SplitTrainer, Trained, Trainer
 from fedge.update import by_segment, decode_applied, encode_update, uplink
 from schemas.messages import Assignment, Receipt, Refusal, UpdateHeader, Work
+from schemas.specs import SplitSpec
 
 
 class Device:
@@ -76,6 +77,9 @@ class Device:
         self._anchor: Vector | None = None
         self._life = 0
         self._chance = Chance(aggregator.plan.seed, "weather", name)
+        half = half_of(aggregator.plan, aggregator.world.trains_of(name))
+        self.layout = trainer.layout.front if half == "front" else trainer.layout
+        """Of what this device trains."""
 
     def start(self) -> None:
         """Switch the device on, for the first time or after a crash."""
@@ -91,7 +95,7 @@ class Device:
 
     def dual(self) -> Dual:
         """Return the dual that the state names, float64 ``[d]``."""
-        zeros = np.zeros(self.trainer.layout.size)
+        zeros = np.zeros(self.layout.size)
         if self.state.last_applied == 0:
             return zeros
         return self.duals[self.state.dual_epoch, self.state.last_applied]
@@ -165,7 +169,7 @@ class Device:
 
     def _fetch(self, assignment: Assignment) -> tuple[bytes, Held | None]:
         """Take the anchor from the aggregator and keep it, with the state that it leads to."""
-        spec, layout = assignment.downlink, self.trainer.layout
+        spec, layout = assignment.downlink, self.layout
         own = self.states.get(self._held_id(assignment)) or origin(layout)
         data = self.aggregator.download(self.name, assignment.round, own.id)
         if not spec.has_memory:
@@ -192,13 +196,33 @@ class Device:
         dual = self.dual() if self.algorithm.stateful else None
         terms = self.algorithm.local_terms(dual, assignment.relative_size)
         seed = train_seed(assignment.seed, assignment.round, self.name)
+        if assignment.split is not None:
+            return self._train_front(assignment, assignment.split, terms, seed)
         result = self.trainer.begin(self.name, self._anchor, terms, assignment.local, seed)
         seconds = self.link.seconds_per_example * self.trainer.num_examples(self.name) * assignment.local.epochs
         return self._later(seconds, lambda: self._spool(assignment, result()))
 
+    def _train_front(self, assignment: Assignment, spec: SplitSpec, terms: LocalTerms, seed: int) -> None:
+        """Take the steps of the front half; they last as long as training does, and then as their bytes travel."""
+        if self._anchor is None or not isinstance(self.trainer, SplitTrainer):
+            return self._step(AnchorLost())
+        local = assignment.local
+        result = self.trainer.begin_front(self.name, self._anchor, terms, local, spec.steps, seed)
+        seconds = self.link.seconds_per_example * self.trainer.num_examples(self.name) * local.epochs
+        return self._later(seconds, partial(self._travel, assignment, result))
+
+    def _travel(self, assignment: Assignment, result: Callable[[], SplitTrained]) -> None:
+        try:
+            done = result()
+        except FedgeError as error:
+            return self._step(Refused(Refusal.TRAINING_FAILED, str(error)))
+        seconds = done.bytes_up / self.link.up_bytes_per_second + done.bytes_down / self.link.down_bytes_per_second
+        seconds += 2 * self.link.latency_seconds * done.steps
+        return self._later(seconds, partial(self._spool, assignment, Trained(done.delta, done.loss)))
+
     def _spool(self, assignment: Assignment, trained: Trained) -> None:
         stream, spec = uplink(assignment.seed, assignment.round, self.name), assignment.uplink
-        layout, delta, options = self.trainer.layout, trained.delta, spec.codec_options
+        layout, delta, options = self.layout, trained.delta, spec.codec_options
         try:
             if spec.has_memory:
                 self.frames, self._loss = feedback.encode(
@@ -243,7 +267,7 @@ class Device:
         self._answer(RoundOver())
 
     def _settle(self, pending: Pending, receipt: Receipt) -> None:
-        assignment, layout = pending.assignment, self.trainer.layout
+        assignment, layout = pending.assignment, self.layout
         segments = [layout.segments[index] for index in receipt.applied]
         after = (self.state.dual_epoch, receipt.round)
         if segments and self.algorithm.stateful:

@@ -11,6 +11,7 @@ from fedge.downlink.mcm import Channel, channel_of, expected_perturbation
 from fedge.downlink.message import Floats, StateId, read_message
 from fedge.downlink.snapshot import downlink, encode_snapshot, expected_loss
 from fedge.layout import Layout
+from fedge.protocol.offer import part_of
 from schemas.messages import Assignment
 
 
@@ -37,8 +38,9 @@ class Downlinks:
         self, asked: Assignment, device: str, params: Floats, said: StateId, numbers: StateId | None = None
     ) -> bytes:
         """Return what ``device``, which has the state ``said``, makes its params of."""
-        spec, mode = asked.downlink, Mode(asked.downlink.mode)
-        channel = channel_of(self.layout, self.seed, device, mode, spec.codec_name)
+        spec, mode, layout = asked.downlink, Mode(asked.downlink.mode), part_of(self.layout, asked)
+        params = params[: layout.size]
+        channel = channel_of(layout, self.seed, device, mode, spec.codec_name)
         if mode is Mode.RAND_MCM:
             question = Asked(said, params, asked.round, spec.bits, spec.step, spec.full_bits)
             ledger, data = answer(channel, self.ledgers.get(device, Ledger()), question, numbers)
@@ -49,8 +51,8 @@ class Downlinks:
         else:
             stream = downlink(self.seed, asked.round, device)
             vector = np.ascontiguousarray(params, np.float32)
-            frames = encode_snapshot(self.layout, vector, stream, spec.codec_name, spec.bits)
-            data, lost = b"".join(frames), expected_loss(self.layout, vector, frames)[0]
+            frames = encode_snapshot(layout, vector, stream, spec.codec_name, spec.bits)
+            data, lost = b"".join(frames), expected_loss(layout, vector, frames)[0]
         self.sent[device] = self.sent.get(device, 0) + len(data)
         self._losses.append(lost)
         return data

@@ -15,10 +15,11 @@ import numpy as np
 from fedge.algorithms import build
 from fedge.errors import SimulationError
 from fedge.layout import Layout, Vector
+from fedge.protocol.offer import half_of, part_of
 from fedge.simulation.aggregator import Aggregator
 from fedge.simulation.clock import Clock
 from fedge.simulation.device import Device
-from fedge.simulation.world import Trainer, World
+from fedge.simulation.world import SplitTrainer, Trainer, World
 from fedge.update import float32_bytes
 from schemas.ids import DeviceId
 from schemas.plan import Plan
@@ -44,7 +45,7 @@ def simulate(plan: Plan, trainer: Trainer, world: World, on_round: OnRound | Non
     """Run ``plan`` over the devices of ``world``; ``on_round`` is called as each round ends.
 
     Raises:
-        SimulationError: the plan wants more devices than the world has.
+        SimulationError: the plan wants more devices than the world has, or what they or the trainer cannot do.
     """
     simulation = Simulation(plan, trainer, world, on_round)
     simulation.run()
@@ -59,6 +60,13 @@ class Simulation:
             raise SimulationError(
                 f"cohort.devices: expected at most {len(world.devices)}, all there are, got {plan.cohort.devices}"
             )
+        if plan.is_split and not (isinstance(trainer, SplitTrainer) and trainer.layout.num_front):
+            raise SimulationError("split: expected a trainer of models that are cut in two, got one of whole models")
+        unable = [name for name in world.devices if half_of(plan, world.trains_of(name)) is None]
+        if unable:
+            raise SimulationError(
+                f"expected devices that train whole models, got {', '.join(unable)}: front halves only"
+            )
         self.plan, self.trainer, self.clock = plan, trainer, Clock()
         self.rounds: list[RoundStatus] = []
         self.initial_metrics: dict[str, float] = {}
@@ -68,8 +76,9 @@ class Simulation:
         algorithm = build(plan.algorithm.name, **settings)
         state = algorithm.initial(trainer.initial(plan.seed))
         sizes = {name: trainer.num_examples(name) for name in world.devices}
+        halves = trainer if plan.is_split and isinstance(trainer, SplitTrainer) else None
         self.aggregator = Aggregator(
-            plan, world, trainer.layout, sizes, algorithm, state, self.clock, self._round_ended
+            plan, world, trainer.layout, sizes, algorithm, state, self.clock, self._round_ended, halves
         )
         self.devices = {
             name: Device(name, self.aggregator, trainer, algorithm, world.link_of(name), self.clock)
@@ -119,7 +128,11 @@ class Simulation:
         frames = aggregator.frame_traffic
         spent = Traffic(up=frames.up - self._seen.up, down=frames.down - self._seen.down)
         self._seen = Traffic(up=frames.up, down=frames.down)
-        vector = float32_bytes(aggregator.layout)
+        split, layout = aggregator.split, aggregator.layout
+        sent = [float32_bytes(part_of(layout, invited[name])) for name in complete if name in invited]
+        late = [float32_bytes(self.devices[name].layout) for name in rounds_late]
+        given = [float32_bytes(self.devices[name].layout) for name in round.cohort]
+        bare = Traffic(up=sum(sent) + sum(late), down=sum(given))
         due = round.number % self.plan.evaluate_every == 0 or round.number == self.plan.rounds
         return RoundStatus(
             round=round.number,
@@ -138,6 +151,11 @@ class Simulation:
             bytes_down={DeviceId(name): size for name, size in aggregator.downlinks.sent.items()},
             perturbation=aggregator.downlinks.perturbation,
             traffic=spent,
-            frame_bytes=spent,
-            float32_bytes=Traffic(up=vector * (len(complete) + len(rounds_late)), down=vector * len(round.cohort)),
+            split=split,
+            frame_bytes=_plus(spent, None if split is None else split.bytes),
+            float32_bytes=_plus(bare, None if split is None else split.float32_bytes),
         )
+
+
+def _plus(one: Traffic, more: Traffic | None) -> Traffic:
+    return one if more is None else Traffic(up=one.up + more.up, down=one.down + more.down)

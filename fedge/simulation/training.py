@@ -8,25 +8,32 @@ from functools import partial
 import torch
 
 from fedge.algorithms.base import LocalTerms
-from fedge.algorithms.local import LocalSpec as Steps
 from fedge.algorithms.local import evaluate, train
 from fedge.layout import Layout, Vector
-from fedge.simulation.world import Trained
+from fedge.simulation.halves import Halves
+from fedge.simulation.steps import as_steps
+from fedge.simulation.world import SplitTrained, Trained
 from fedge.tasks.base import Dataset, Task
+from fedge.tasks.split_model import halved
 from fedge.tasks.torch_model import get_params, layout_of
-from schemas.specs import LocalSpec
+from schemas.specs import LocalSpec, SplitSpec
+from schemas.status import SplitStatus
 
 
 class TaskTrainer:
-    """A ``Trainer`` for the devices of ``sites``: device name -> the options its data is named by."""
+    """A ``Trainer`` for the devices of ``sites``: device name -> the options its data is named by.
 
-    def __init__(self, task: Task, sites: Mapping[str, Mapping[str, object]]) -> None:
+    ``split``: the model is laid out as cut in two, and front halves can be trained.
+    """
+
+    def __init__(self, task: Task, sites: Mapping[str, Mapping[str, object]], split: bool = False) -> None:
         torch.set_num_threads(1)
         self.task = task
         self._data: dict[str, Dataset] = {name: task.train_data(options) for name, options in sites.items()}
         self._test = task.test_data()
         self._model = task.model(0)
-        self._layout = layout_of(self._model)
+        self._layout = halved(task, self._model).layout if split else layout_of(self._model)
+        self._halves: Halves | None = None
 
     @property
     def layout(self) -> Layout:
@@ -52,20 +59,27 @@ class TaskTrainer:
         """Return what trains when it is called: this process has one thread for it anyway."""
         return partial(self.train, device, anchor, terms, local, seed)
 
+    def open_halves(
+        self, params: Vector, terms: LocalTerms, local: LocalSpec, spec: SplitSpec, devices: int, seed: int
+    ) -> None:
+        """Open a round of split training."""
+        self._halves = Halves.open(self.task, self._data, params, terms, local, spec, devices, seed)
+
+    def begin_front(
+        self, device: str, anchor: Vector, terms: LocalTerms, local: LocalSpec, steps: int, seed: int
+    ) -> Callable[[], SplitTrained]:
+        """Begin the steps of ``device``; whoever waits for the first of a cohort has all of it trained."""
+        assert self._halves is not None  # opened with the round
+        return self._halves.begin(device, anchor, terms, local, steps, seed)
+
+    def close_halves(self) -> tuple[Vector | None, SplitStatus]:
+        """Return what the back half learnt in the round, and what there is to show."""
+        assert self._halves is not None
+        found = self._halves
+        return found.back.delta if found.done else None, found.status()
+
     def evaluate(self, params: Vector) -> dict[str, float]:
         """Return the task's metrics on its test data."""
         if self._test is None:
             return {}
         return evaluate(self.task, self._model, params, self._layout, self._test)
-
-
-def as_steps(local: LocalSpec) -> Steps:
-    """Return a plan's local settings as the torch loop takes them: no clipping is None there and 0 in a plan."""
-    return Steps(
-        epochs=local.epochs,
-        batch_size=local.batch_size,
-        learning_rate=local.learning_rate,
-        weight_decay=local.weight_decay,
-        clip_norm=local.clip_norm or None,
-        optimizer=local.optimizer,
-    )

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Protocol, runtime_checkable
 
 from fedge.algorithms.base import LocalTerms
 from fedge.layout import Layout, Vector
 from fedge.seeds import derive, uniform
-from schemas.specs import Limits, LocalSpec
+from schemas.specs import Limits, LocalSpec, SplitSpec, Trains
+from schemas.status import SplitStatus
 
 
 @dataclass(frozen=True, slots=True)
@@ -18,6 +19,17 @@ class Trained:
 
     delta: Vector
     loss: float
+
+
+@dataclass(frozen=True, slots=True)
+class SplitTrained:
+    """What the steps of a front half give: its ``delta`` float32 ``[d]``, the mean loss, and the bytes they took."""
+
+    delta: Vector
+    loss: float
+    bytes_up: int
+    bytes_down: int
+    steps: int
 
 
 class Trainer(Protocol):
@@ -50,6 +62,28 @@ class Trainer(Protocol):
         ...
 
 
+@runtime_checkable
+class SplitTrainer(Protocol):
+    """A ``Trainer`` that can train split, too: one round at a time."""
+
+    def open_halves(
+        self, params: Vector, terms: LocalTerms, local: LocalSpec, spec: SplitSpec, devices: int, seed: int
+    ) -> None:
+        """Open a round in which ``devices`` train the front half of ``params`` float32 ``[d]``, the aggregator the
+        rest, with ``terms`` and ``seed``."""
+        ...
+
+    def begin_front(
+        self, device: str, anchor: Vector, terms: LocalTerms, local: LocalSpec, steps: int, seed: int
+    ) -> Callable[[], SplitTrained]:
+        """Begin ``device``'s steps from its front half ``anchor``; what is returned waits for what comes of them."""
+        ...
+
+    def close_halves(self) -> tuple[Vector | None, SplitStatus]:
+        """Return what the back half learnt, float32 ``[d]``, None for nothing, and what there is to show."""
+        ...
+
+
 @dataclass(frozen=True, slots=True)
 class Link:
     """One device's link and speed. Chances are for each request."""
@@ -66,12 +100,13 @@ class Link:
 
 @dataclass(frozen=True, slots=True)
 class World:
-    """The devices of a simulation; a device not named in ``links`` or ``limits`` has the default."""
+    """The devices of a simulation; a device not named in ``links``, ``limits`` or ``trains`` has the default."""
 
     devices: tuple[str, ...]
     link: Link = Link()
     links: Mapping[str, Link] | None = None
     limits: Mapping[str, Limits] | None = None
+    trains: Mapping[str, Trains] | None = None
 
     def link_of(self, device: str) -> Link:
         """Return the link of ``device``."""
@@ -80,6 +115,10 @@ class World:
     def limits_of(self, device: str) -> Limits:
         """Return the limits of ``device``."""
         return (self.limits or {}).get(device, Limits())
+
+    def trains_of(self, device: str) -> Trains:
+        """Return what ``device`` can train of a model."""
+        return (self.trains or {}).get(device, "either")
 
 
 class Chance:
