@@ -174,25 +174,33 @@ async def test_with_cuts_and_a_death_it_learns_as_well_and_no_step_is_taken_twic
     assert all(len(one.updates) >= 6 for one in closed) and len(closed) == 3
 
 
-@pytest.mark.parametrize("way", ["poll", "blocked", "cut again and again", "twice through the front half"])
-async def test_however_steps_travel_the_model_is_the_same_to_the_bit(tmp_path, trainer, way):
-    async def federate(folder, **how):
-        async with federating(folder, trainer) as federation:
-            await federation.add("pi", 1, **how)
-            status = await asyncio.wait_for(federation.run(plan(1, rounds=2)), SLOW)
-            assert status.phase is RunPhase.FINISHED
-            return await published(federation, status.run), await federation.rounds(status.run)
+async def federate_one(folder, trainer, **how):
+    """Return the model that one device makes with the aggregator, and its rounds."""
+    async with federating(folder, trainer) as federation:
+        await federation.add("pi", 1, **how)
+        status = await asyncio.wait_for(federation.run(plan(1, rounds=2)), SLOW)
+        assert status.phase is RunPhase.FINISHED
+        return await published(federation, status.run), await federation.rounds(status.run)
 
-    ways = {
-        "poll": {"split_transport": "poll"},
-        "blocked": {"wrap": Blocked},
-        "cut again and again": {"wrap": lambda link: Cuts(link, 4, 0.25), "split_transport": "websocket"},
-        "twice through the front half": {"keeps_tape": False},
-    }
-    plain, _ = await federate(tmp_path / "plain")
-    other, rounds = await federate(tmp_path / "other", **ways[way])
-    for name, tensor in plain.items():
-        np.testing.assert_array_equal(tensor, other[name])
+
+@pytest_asyncio.fixture(scope="module", loop_scope="module")
+async def undisturbed(tmp_path_factory, trainer):
+    return await federate_one(tmp_path_factory.mktemp("undisturbed"), trainer)
+
+
+WAYS = {
+    "poll": {"split_transport": "poll"},
+    "blocked": {"wrap": Blocked},
+    "cut again and again": {"wrap": lambda link: Cuts(link, 4, 0.25), "split_transport": "websocket"},
+    "twice through the front half": {"keeps_tape": False},
+}
+
+
+@pytest.mark.parametrize("way", WAYS)
+async def test_however_steps_travel_the_model_is_the_same_to_the_bit(tmp_path, trainer, undisturbed, way):
+    model, rounds = await federate_one(tmp_path, trainer, **WAYS[way])
+    for name, tensor in undisturbed[0].items():
+        np.testing.assert_array_equal(tensor, model[name])
     assert all(one.split.batches == 8 for one in rounds)
 
 
