@@ -137,7 +137,9 @@ def _config(options: dict[str, Any]) -> DeviceConfig:
     document = {
         "server": options["server"].rstrip("/"),
         "name": options["name"] or host_name(),
-        "tasks": [{"task": full_path(options["task"]), "data": dict(map(_pair, options["data"])), "trains": options["trains"]}],
+        "tasks": [
+            {"task": full_path(options["task"]), "data": dict(map(_pair, options["data"])), "trains": options["trains"]}
+        ],
         "limits": {"uplink": _given(uplink), "downlink": _given(downlink)},
         "threads": options["threads"],
         "tls_ca": options["tls_ca"],

@@ -91,6 +91,7 @@ def _open(request: Mapping[str, Any], parts: Sequence[bytes], data: Dataset) -> 
         request["seed"],
         request["steps"],
         request["keeps_tape"],
+        task.loss,
     )
     if params is not None:
         run.resume(request["next"], params)

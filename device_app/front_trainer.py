@@ -92,8 +92,8 @@ class Front:
 
     async def skip(self, step: int) -> None:
         """Go on with ``step``."""
-        await self._ask("front_skip", [], {"next": step})
-        self.next, self.batch = step, None
+        answer, _ = await self._ask("front_skip", [], {"next": step})
+        self.next, self.batch = answer["next"], None
 
     async def close(self) -> Trained:
         """End the local run and return what came of it.

@@ -83,6 +83,7 @@ class BackHalf:
     counts: Counts = field(default_factory=Counts)
     over: asyncio.Event = field(default_factory=asyncio.Event)
     values: int = 0
+    width: int = 0
     sockets: dict[DeviceId, WebSocketResponse] = field(default_factory=dict)
     _state: Gathering = field(init=False)
     _batches: dict[str, Batch] = field(default_factory=dict)
@@ -175,9 +176,11 @@ class BackHalf:
     def most_bytes(self) -> int:
         """Return the most bytes that a frame of a device may have."""
         examples, settings = int(self.recipe.request["batch_size"]), self.recipe.request["quantizer"]
+        between = 64 + examples * (8 + 4 * self.width)
         if settings is None:
-            return 64 + examples * (4 * self.values + 1)
-        return 64 + examples + most_bytes(Options.of(self.values, settings).shape(examples, self.values))
+            return max(between, 64 + examples * (4 * self.values + 1))
+        shape = Options.of(self.values, settings).shape(examples, self.values)
+        return max(between, 64 + examples + most_bytes(shape))
 
     def status(self) -> SplitStatus:
         """Return what is shown."""
@@ -297,7 +300,7 @@ class BackHalf:
         head, answers = await self.worker.ask(request, parts)
         self._shared = answers[-1]
         losses = []
-        for (name, batch), (loss, examples, refusal), data in zip(sent, head["outcomes"], answers, strict=False):
+        for (name, batch), (loss, *values, refusal), data in zip(sent, head["outcomes"], answers, strict=False):
             if refusal:
                 self._answers[name] = Refusal(batch.step, refusal)
                 self.counts.refused += 1
@@ -305,10 +308,9 @@ class BackHalf:
                 continue
             self._answers[name] = answer = Answer(batch.step, loss, data)
             self._served.add(DeviceId(name))
-            self.counts.note(batch, answer, examples * self.values)
+            self.counts.note(batch, answer, *values)
             losses.append(loss)
-        self.counts.steps += 1
-        self.counts.loss = sum(losses) / len(losses) if losses else self.counts.loss
+        self.counts.note_step(losses)
         self._settle({name: Last(batch.step, batch.digest) for name, batch in sent})
 
     def _settle(self, taken: Mapping[str, Last]) -> None:
@@ -349,7 +351,7 @@ class BackHalf:
         if self._journal is None:
             self._journal = await asyncio.to_thread(Journal.open, self.path, lambda record: None)
         head, _ = await self.worker.ask(self.recipe.request, self.recipe.parts)
-        self.values = int(head["values"])
+        self.values, self.width = int(head["values"]), int(head["width"])
         self.counts, self._shared = Counts(repeats=self.counts.repeats), b""
         self._served.clear()
         steps = _steps(self.path)

@@ -1,9 +1,10 @@
 """What the worker process does for split training: holds the back half of one round, and takes its steps.
 
     {"ask": "split_open", "task", "pull", "local", "quantizer", "seed", "batch_size", "where"} + anchor [d], [dual [d]]
-                                                          -> {"values": n}, activations of an example
+                                                          -> {"values": d, "width": m}: what goes into the back half
+                                                             and comes out of it, of an example
     {"ask": "split_step", "devices": n, "sent": [[device, step], ..]} + (activations, labels) of each
-                                                          -> {"outcomes": [[loss, examples, refusal], ..]}
+                                                          -> {"outcomes": [[loss, values up, values down, refusal], ..]}
                                                              + an answer of each + the shared state, "" where none
     {"ask": "split_delta"}                                -> {} + float32 [d], zeros in the front half
 
@@ -66,13 +67,13 @@ class BackProcess:
             request["seed"],
             request["batch_size"] * values,
         )
-        return {"values": values}, []
+        return {"values": values, "width": self._run.width}, []
 
     def _step(self, request: Mapping[str, Any], parts: Sequence[bytes]) -> Answer:
         run = self._opened()
         pairs = zip(request["sent"], parts[::2], parts[1::2], strict=True)
         outcomes = run.step([Sent(name, number, *pair) for (name, number), *pair in pairs], request["devices"])
-        rows = [[outcome.loss, outcome.examples, outcome.refusal] for outcome in outcomes]
+        rows = [[one.loss, one.values_up, one.values_down, one.refusal] for one in outcomes]
         shared = b"" if run.shared is None else run.shared.to_bytes()
         return {"outcomes": rows}, [*(outcome.answer for outcome in outcomes), shared]
 

@@ -10,6 +10,10 @@ activations that are of no model moves w_s by η·clip_norm/n and not further.
 To the algorithm the back half is a device of its own, with the examples of all whose front halves it serves: its delta
 enters the mean of the back segments beside those of devices that train the whole model, and under FedDyn it has a dual.
 
+In a U-shaped split the device has the last layers, too, and its labels to itself. Then a step has two exchanges: z~ up
+and the outputs of the back half down, the gradient by these up and that by z~ down. The second moves w_s, with the
+forward pass taken again by what w_s is then.
+
 A batch that is no batch by the plan, or that leads to numbers that are not finite, is refused by itself: the others of
 the same step are not touched. The same calls in the same order give the same bits: that is how a round is taken up
 again after a crash.
@@ -17,6 +21,7 @@ again after a crash.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -27,12 +32,13 @@ from torch import Tensor
 from fedge import seeds
 from fedge.algorithms.base import LocalTerms
 from fedge.algorithms.local import FlatModel, LocalSpec
-from fedge.algorithms.split import BackHalf, Backward, Loss, Seen
+from fedge.algorithms.split import BackHalf, Loss, Seen
+from fedge.codecs.product import Floats
 from fedge.errors import FedgeError, TaskError
 from fedge.layout import Kind, Layout, Vector
 from fedge.split import Coding, Memory, Options, Shared, Start, read_labels
 from fedge.split.message import state_named
-from fedge.tasks.split_model import Halved
+from fedge.tasks.split_model import Halved, activation_shape
 from fedge.tasks.torch_model import read_tensors, write_tensors
 
 STATES_KEPT = 32
@@ -51,11 +57,16 @@ class Sent:
 
 @dataclass(frozen=True, slots=True)
 class Outcome:
-    """What came of one device's batch: the answer, its loss and its size, or why it was refused."""
+    """What came of one device's batch: the answer and its loss, or why it was refused.
+
+    ``loss`` is NaN where only the device knows it. ``values_up`` and ``values_down`` are how many numbers the message
+    and its answer stand for.
+    """
 
     answer: bytes = b""
     loss: float = 0.0
-    examples: int = 0
+    values_up: int = 0
+    values_down: int = 0
     refusal: str = ""
 
 
@@ -82,10 +93,11 @@ class BackRun:
         self._layout = _alone(model.layout)
         write_tensors(self.tensors, self._layout, anchor[self.start :])
         self.flat = FlatModel(self.tensors, self._layout)
+        self._device = self.flat.params.device
         self.anchor = anchor[self.start :].copy()
         centre = anchor if terms.dual is None else anchor - terms.dual
         centre = self._layout.trained(centre[self.start :]).astype(np.float32)
-        self._centre = torch.from_numpy(np.ascontiguousarray(centre)).to(self.flat.params.device)
+        self._centre = torch.from_numpy(np.ascontiguousarray(centre)).to(self._device)
         self._half = BackHalf(model.parts.back, loss, model.shape, options, most_values)
         model.parts.back.train()
         needs = options is not None and (options.start is not Start.FRESH or options.coding is Coding.SHARED)
@@ -94,30 +106,35 @@ class BackRun:
         self.shared: Shared | None = None
         """What devices are given for their next step."""
         self._known: dict[str, Shared] = {}
+        self._is_u_shaped = model.parts.head is not None
+        self._turning: dict[str, tuple[int, Floats]] = {}
+        """U-shaped: step and z~ of those who have the outputs and owe the gradient by them."""
+        self.width = int(np.prod(activation_shape(model.parts.back, torch.zeros(1, *model.shape).to(self._device))))
         self._age = 0
         self._buffers = [tensor.name for tensor in self._layout.tensors if tensor.kind is Kind.BUFFER]
         self._half.trained = [self.tensors[t.name] for t in self._layout.tensors if t.kind is not Kind.BUFFER]
 
     def step(self, sent: Sequence[Sent], devices: int) -> list[Outcome]:
         """Take a step with what came together, of ``devices`` that are at work; return the outcome of each."""
-        sums, outcomes, seen = torch.zeros_like(self.flat.grads), [], []
+        sums, outcomes, seen, taken = torch.zeros_like(self.flat.grads), [], [], 0
         for one in sent:
             before = {name: self.tensors[name].clone() for name in self._buffers}
             try:
-                found, known = self._backward(one)
+                outcome, grads, known = self._work(one)
             except (FedgeError, IndexError, RuntimeError, ValueError) as error:
                 # Whatever a stranger's numbers make of other people's code is the stranger's fault.
                 for name, tensor in before.items():
                     self.tensors[name].copy_(tensor)
                 outcomes.append(Outcome(refusal=f"{type(error).__name__}: {error}"[:300]))
                 continue
-            sums.add_(self._clipped(found.grads), alpha=1 / devices)
-            outcomes.append(Outcome(found.answer, found.loss, found.examples))
+            outcomes.append(outcome)
+            if grads is not None:
+                sums.add_(self._clipped(grads), alpha=1 / devices)
+                taken += 1
             seen += [known] if known is not None else []
-        taken = sum(not outcome.refusal for outcome in outcomes)
         if taken:
             self._descend(sums, min(1.0, taken / devices))
-            self._learn(seen)
+        self._learn(seen)
         return outcomes
 
     @property
@@ -133,13 +150,35 @@ class BackRun:
             raise TaskError("split: training diverged, the back half is not finite")
         return delta
 
-    def _backward(self, one: Sent) -> tuple[Backward, Seen | None]:
+    def _work(self, one: Sent) -> tuple[Outcome, Sequence[Tensor] | None, Seen | None]:
+        """Return what comes of one batch: the gradients it asks for, if any, and what the memory wants to know."""
+        if not self._is_u_shaped:
+            restored, known = self._receive(one)
+            targets = torch.from_numpy(read_labels(one.labels, len(restored)))
+            found = self._half.backward(restored, targets, seeds.derive(self.seed, one.device, one.step))
+            return Outcome(found.answer, found.loss, restored.size, restored.size), found.grads, known
+        own = seeds.derive(self.seed, one.device, one.step // 2)
+        if one.step % 2 == 0:
+            restored, known = self._receive(one)
+            data = self._half.outputs(restored, own)
+            self._turning[one.device] = (one.step, restored)
+            return Outcome(data, math.nan, restored.size, self._outputs(restored)), None, known
+        before = self._turning.pop(one.device, None)
+        if before is None or before[0] != one.step - 1:
+            raise TaskError(f"split: expected activations in step {one.step - 1} before their gradient, got none")
+        restored = before[1]
+        found = self._half.backward_from(restored, one.activations, own)
+        return Outcome(found.answer, math.nan, self._outputs(restored), restored.size), found.grads, None
+
+    def _receive(self, one: Sent) -> tuple[Floats, Seen | None]:
         # Others' steps may have made newer states since this device was given its own.
         named = state_named(one.activations) if self.options is not None else None
         shared = self.shared if named is None else self._known.get(named)
-        restored, known = self._half.receive(one.activations, shared)
-        targets = torch.from_numpy(read_labels(one.labels, len(restored)))
-        return self._half.backward(restored, targets, seeds.derive(self.seed, one.device, one.step)), known
+        return self._half.receive(one.activations, shared)
+
+    def _outputs(self, restored: Floats) -> int:
+        """Return how many numbers come out of the back half for z~ ``[B, d]``."""
+        return len(restored) * self.width
 
     def _clipped(self, grads: Sequence[Tensor]) -> Tensor:
         flat, most = torch.cat([grad.reshape(-1) for grad in grads]), self.spec.clip_norm

@@ -17,6 +17,7 @@ How a round trains with it, over many steps and beside what an algorithm adds: `
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -28,11 +29,13 @@ from torch import Tensor, nn
 from fedge import seeds
 from fedge.codecs.product import Floats, Indices
 from fedge.errors import CodecError, TaskError
-from fedge.split import Memory, Options, Shared, answer, correct, quantize, receive
+from fedge.split import GradientMessage, Memory, Options, Shared, answer, correct, quantize, receive
+from fedge.split.gradient import GradientCoding
 from fedge.split.message import MOST_VALUES, CodebookKind
 from fedge.split.quantizer import LARGEST_MAGNITUDE
 from fedge.tasks.split_model import Halves, activation_shape
 
+BETWEEN_BITS = 8
 Loss = Callable[[Tensor, Tensor], Tensor]
 """Outputs and targets to the mean over a batch: ``Task.loss``."""
 Batch = tuple[Tensor, Tensor]
@@ -102,18 +105,20 @@ class FrontHalf:
         return torch.cat([grad.reshape(-1) for grad in grads]).cpu().float().numpy()
 
     def _run(self, inputs: Tensor, seed: int) -> Tensor:
-        with _drawing(seeds.derive(seed, "torch")):  # the same if it runs again
+        with drawing(seeds.derive(seed, "torch")):  # the same if it runs again
             outputs: Tensor = self.front(inputs)
         return outputs
 
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Backward:
-    """What one batch asks for: the answer to its device, its mean loss, and the gradients of the trained parameters."""
+    """What one batch asks for: the answer to its device, its mean loss, and the gradients of the trained parameters.
+
+    The loss is NaN where only the device knows it.
+    """
 
     answer: bytes
     loss: float
-    examples: int
     grads: Sequence[Tensor]
 
 
@@ -165,9 +170,6 @@ class BackHalf:
         descend(self.trained, sums, rate)
         return answers, losses
 
-    def _where(self) -> torch.device:
-        return self.trained[0].device if self.trained else torch.device("cpu")
-
     def backward(self, restored: Floats, targets: Tensor, seed: int) -> Backward:
         """Return what one device's batch, z~ float32 ``[B, d]`` and targets, asks for. Nothing is changed.
 
@@ -175,18 +177,72 @@ class BackHalf:
             TaskError: a loss or a gradient that is not finite.
             CodecError: a gradient by z~ that is too large to be answered.
         """
-        z = torch.from_numpy(restored).to(self._where()).view(len(restored), *self.shape).requires_grad_()
-        with _drawing(seeds.derive(seed, "torch")):
+        z = self._inputs(restored).requires_grad_()
+        with drawing(seeds.derive(seed, "torch")):
             # Where the targets are, which is the CPU: a label that is no class would end an accelerator's context.
             loss = self.loss(self.back(z).to(targets.device), targets)
         if not torch.isfinite(loss):
             raise TaskError(f"split: training diverged, a batch has loss {loss.item()}")
-        gradient, *grads = torch.autograd.grad(loss, [z, *self.trained], materialize_grads=True)
+        return self._backward(loss, None, z, loss.item(), seed)
+
+    def outputs(self, restored: Floats, seed: int) -> bytes:
+        """U-shaped: return the message of what comes out, for the heads of z~ float32 ``[B, d]``."""
+        with torch.no_grad(), drawing(seeds.derive(seed, "torch")):
+            found = self.back(self._inputs(restored))
+        return between(_rows(found), self.options, seeds.derive(seed, "outputs"))
+
+    def backward_from(self, restored: Floats, data: bytes, seed: int) -> Backward:
+        """U-shaped: return what a batch asks for whose device says the gradient of its loss by ``outputs``.
+
+        Raises:
+            TaskError: a gradient that is not finite.
+            CodecError: ``data`` is no gradient by these outputs, or the one by z~ is too large to be answered.
+        """
+        z = self._inputs(restored).requires_grad_()
+        with drawing(seeds.derive(seed, "torch")):
+            found: Tensor = self.back(z)
+        expected = _rows(found).shape
+        gradient = read_between(data, self.options, expected[1])
+        if gradient.shape != expected:
+            raise CodecError(f"expected gradients of shape {expected}, got {gradient.shape}")
+        weights = torch.from_numpy(gradient).to(found.device, found.dtype).view_as(found)
+        return self._backward(found, weights, z, math.nan, seed)
+
+    def _backward(self, of: Tensor, weights: Tensor | None, z: Tensor, loss: float, seed: int) -> Backward:
+        gradient, *grads = torch.autograd.grad(of, [z, *self.trained], weights, materialize_grads=True)
         rows, own = _rows(gradient), seeds.derive(seed, "gradient")
         data = rows.tobytes() if self.options is None else answer(rows, self.options, own)
         if not all(bool(torch.isfinite(grad).all()) for grad in grads):
             raise TaskError("split: training diverged, a batch has a gradient that is not finite")
-        return Backward(data, loss.item(), len(restored), grads)
+        return Backward(data, loss, grads)
+
+    def _inputs(self, restored: Floats) -> Tensor:
+        where = self.trained[0].device if self.trained else torch.device("cpu")
+        return torch.from_numpy(restored).to(where).view(len(restored), *self.shape)
+
+
+def between(rows: Floats, options: Options | None, seed: int) -> bytes:
+    """U-shaped: return ``rows`` float32 ``[B, m]``, outputs of the back half or gradients by them, as bytes.
+
+    Eight bits with a scale for each row: they are few beside activations. Without options float32.
+
+    Raises:
+        CodecError: numbers that are not finite.
+    """
+    if options is None:
+        return rows.tobytes()
+    return GradientMessage.of(rows, BETWEEN_BITS, seed, GradientCoding.UNIFORM).data
+
+
+def read_between(data: bytes, options: Options | None, size: int) -> Floats:
+    """U-shaped: return what ``between`` wrote, float32 ``[B, size]``.
+
+    Raises:
+        CodecError: it is none.
+    """
+    if options is None:
+        return _as_floats(data, size)
+    return GradientMessage.from_bytes(data, MOST_VALUES).gradient
 
 
 def descend(parameters: Sequence[Tensor], grads: Sequence[Tensor], rate: float) -> None:
@@ -244,7 +300,7 @@ def split_step(
 
 
 @contextmanager
-def _drawing(seed: int) -> Iterator[None]:
+def drawing(seed: int) -> Iterator[None]:
     """Let dropout and the like draw from ``seed``, and torch's generator go on as if they had not."""
     with torch.random.fork_rng(devices=[]):
         # Not torch.manual_seed: without a GPU that puts a traceback by for one, and takes a millisecond, every time.

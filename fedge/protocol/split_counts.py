@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+import math
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
 from fedge.split.exchange import Answer, Batch
@@ -14,7 +15,7 @@ ANSWER_HEAD = len(Answer(0, 0.0, b"").to_bytes())
 
 @dataclass(slots=True)
 class Counts:
-    """Running totals; ``float32`` is what activations and gradients alone are as bare float32, in one direction."""
+    """Running totals; ``float32_up`` is what activations alone are as bare float32, ``float32_down`` gradients."""
 
     steps: int = 0
     batches: int = 0
@@ -27,10 +28,17 @@ class Counts:
     shared: int = 0
     overhead_up: int = 0
     overhead_down: int = 0
-    float32: int = 0
+    float32_up: int = 0
+    float32_down: int = 0
 
-    def note(self, batch: Batch, answer: Answer, values: int) -> None:
-        """Count a batch that was taken: its activations are ``values`` numbers."""
+    def note_step(self, losses: Sequence[float]) -> None:
+        """Count a step that was taken with batches of these mean losses, NaN where only their devices know."""
+        known = [loss for loss in losses if math.isfinite(loss)]
+        self.steps += 1
+        self.loss = sum(known) / len(known) if known else self.loss
+
+    def note(self, batch: Batch, answer: Answer, values_up: int, values_down: int) -> None:
+        """Count a batch that was taken, and how many numbers it and its answer stand for."""
         payload = len(batch.activations) + len(batch.labels)
         self.batches += 1
         self.activations += len(batch.activations)
@@ -38,7 +46,8 @@ class Counts:
         self.gradients += len(answer.gradient)
         self.overhead_up += len(batch.to_bytes()) - payload
         self.overhead_down += ANSWER_HEAD
-        self.float32 += 4 * values
+        self.float32_up += 4 * values_up
+        self.float32_down += 4 * values_down
 
     def status(self, served: Iterable[DeviceId]) -> SplitStatus:
         """Return what is shown; ``served`` are the devices whose batches these were."""
@@ -54,5 +63,5 @@ class Counts:
             gradients=self.gradients,
             shared=self.shared,
             overhead=Traffic(up=self.overhead_up, down=self.overhead_down),
-            float32_bytes=Traffic(up=self.float32, down=self.float32),
+            float32_bytes=Traffic(up=self.float32_up, down=self.float32_down),
         )

@@ -73,7 +73,9 @@ class Halves:
         if device not in self.done and device not in self.waiting:
             model = halved(self.task, self.task.model(0))
             spec = as_steps(local)
-            self.waiting[device] = FrontRun(model, self.data[device], anchor, terms, spec, self.options, seed, steps)
+            self.waiting[device] = FrontRun(
+                model, self.data[device], anchor, terms, spec, self.options, seed, steps, loss=self.task.loss
+            )
         return lambda: self._result(device)
 
     def status(self) -> SplitStatus:
@@ -98,7 +100,6 @@ class Halves:
             sent = [Sent(name, one.step, one.activations, one.labels) for name, one in made.items()]
             outcomes = self.back.step(sent, max(self.devices, len(sent)))
             shared = b"" if self.back.shared is None else self.back.shared.to_bytes()
-            self.counts.steps += 1
             for (name, batch), outcome in zip(made.items(), outcomes, strict=True):
                 if outcome.refusal:
                     self.counts.refused += 1
@@ -108,7 +109,7 @@ class Halves:
                 news = b"" if given.get(name) == shared else shared
                 given[name] = shared
                 answer = Answer(batch.step, outcome.loss, outcome.answer, news)
-                self.counts.note(batch, answer, outcome.examples * self.values)
+                self.counts.note(batch, answer, outcome.values_up, outcome.values_down)
                 self.counts.shared += len(news)
                 up[name] += len(batch.to_bytes())
                 down[name] += len(answer.to_bytes())
@@ -117,5 +118,4 @@ class Halves:
                 if run.next >= run.steps:
                     self.done[name] = SplitTrained(run.delta, run.loss, up[name], down[name], run.done)
                     del self.waiting[name]
-            losses = [outcome.loss for outcome in outcomes if not outcome.refusal]
-            self.counts.loss = sum(losses) / len(losses) if losses else self.counts.loss
+            self.counts.note_step([outcome.loss for outcome in outcomes if not outcome.refusal])

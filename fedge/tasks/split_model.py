@@ -8,6 +8,9 @@ Halves hold the model's own layers under its own names, so that a step of a half
 evaluated whole, and its params are the params of both: ``halved`` says which are whose. What they compute must be what
 the model computes; ``check`` tries it on some inputs.
 
+A U-shaped split has a third part, the *head*: the last layers, which stay on the device as well, and the labels with
+them (``cut(.., until="9")``). Devices then train front and head, the server what is between.
+
 A task that can be trained split says where, and of what shape one example's inputs are:
 
     def split(self, model):
@@ -53,23 +56,38 @@ class SplitTask(Protocol):
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Halves:
-    """A model in two halves that share no parameter. ``shape``: of one example's activations, if it is known."""
+    """A model in parts that share no parameter. ``shape``: of one example's activations, if it is known.
+
+    ``head``: the last layers, where devices keep them; None: they are the back half's.
+    """
 
     front: nn.Module
     back: nn.Module
     shape: tuple[int, ...] | None = None
+    head: nn.Module | None = None
 
     def __post_init__(self) -> None:
-        front, back = ({id(tensor) for tensor in half.parameters()} for half in (self.front, self.back))
+        device = [self.front] if self.head is None else [self.front, self.head]
+        front, *head = ({id(tensor) for tensor in part.parameters()} for part in device)
+        back = {id(tensor) for tensor in self.back.parameters()}
         if not front:
             raise TaskError("split: expected a front half with parameters to train, got none")
-        if front & back:
-            raise TaskError(f"split: expected halves with no parameter in common, got {len(front & back)} in both")
+        common = len(front & back) + sum(len(own & (front | back)) for own in head)
+        if common:
+            raise TaskError(f"split: expected parts with no parameter in common, got {common} in more than one")
+
+    @property
+    def tail(self) -> nn.Module:
+        """The head; where there is none, a module that does nothing."""
+        return nn.Identity() if self.head is None else self.head
 
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Halved:
-    """A task's model in two halves, and which tensors of its layout are whose, by the whole model's names."""
+    """A task's model in two halves, and which tensors of its layout are whose, by the whole model's names.
+
+    ``front`` is what devices train: the front half, and the head if there is one.
+    """
 
     parts: Halves
     layout: Layout
@@ -97,7 +115,8 @@ def halved(task: object, model: nn.Module) -> Halved:
     if not isinstance(task, SplitTask):
         raise TaskError(f"expected a task with split(model), which says where its model is cut, got {task!r}")
     parts, state = task.split(model), state_of(model)
-    owned, rest = ({id(one) for one in state_of(half).values()} for half in (parts.front, parts.back))
+    owned, rest, head = ({id(one) for one in state_of(part).values()} for part in (parts.front, parts.back, parts.tail))
+    owned |= head
     lost = [name for name, one in state.items() if id(one) not in owned | rest]
     if lost:
         raise TaskError(f"split: expected every tensor of the model in one half, got {', '.join(lost)} in neither")
@@ -117,8 +136,8 @@ def halves(model: nn.Module) -> Halves:
     return Halves(model.front(), model.back())
 
 
-def cut(model: nn.Module, at: str, order: Sequence[str] = (), example: Tensor | None = None) -> Halves:
-    """Cut ``model`` before its layer ``at``.
+def cut(model: nn.Module, at: str, order: Sequence[str] = (), example: Tensor | None = None, until: str = "") -> Halves:
+    """Cut ``model`` before its layer ``at``; and before ``until``, from which on the head is, if it is given.
 
     ``order``: names of all its layers as they are applied, one after another; left out, ``model`` is a Sequential.
     ``example``: inputs ``[1, ..]``, whatever their values, from which the shape of activations is learnt.
@@ -136,9 +155,14 @@ def cut(model: nn.Module, at: str, order: Sequence[str] = (), example: Tensor | 
         layers = [(name.replace(".", "_"), model.get_submodule(name)) for name in names]
     except AttributeError as error:
         raise TaskError(f"split: expected layers of {type(model).__name__}: {error}") from error
-    place = names.index(at)
-    front, back = (nn.Sequential(OrderedDict(part)) for part in (layers[:place], layers[place:]))
-    return Halves(front, back, None if example is None else activation_shape(front, example))
+    place, end = names.index(at), names.index(until) if until in names else len(names)
+    if until and not place < end < len(names):
+        raise TaskError(
+            f"split: expected a layer of {', '.join(names[place + 1 :])} for the head to begin, got {until!r}"
+        )
+    parts = layers[:place], layers[place:end], layers[end:]
+    front, back, head = (nn.Sequential(OrderedDict(part)) for part in parts)
+    return Halves(front, back, None if example is None else activation_shape(front, example), head if until else None)
 
 
 def activation_shape(front: nn.Module, inputs: Tensor) -> tuple[int, ...]:
@@ -150,7 +174,10 @@ def activation_shape(front: nn.Module, inputs: Tensor) -> tuple[int, ...]:
 def check(model: nn.Module, parts: Halves, inputs: Tensor) -> None:
     """Raise :class:`TaskError` unless the halves compute what ``model`` does of ``inputs``."""
     with torch.no_grad():
-        whole, split = _evaluating(model, inputs), _evaluating(parts.back, _evaluating(parts.front, inputs))
+        whole, split = (
+            _evaluating(model, inputs),
+            _evaluating(parts.tail, _evaluating(parts.back, _evaluating(parts.front, inputs))),
+        )
     if whole.shape != split.shape or not torch.allclose(whole, split, rtol=1e-4, atol=1e-5):
         raise TaskError("split: expected halves that compute what the whole model does, got something else")
 

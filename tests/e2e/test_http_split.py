@@ -22,6 +22,7 @@ from schemas.status import Role, RoundPhase, RunPhase
 from server_app.blobs import RunFiles, load_state
 from tests.support.http import Device, Refused
 from tests.support.split_federation import federating, plan
+from tests.support.split_task import U_TASK
 from tests.support.watchdog import watching
 
 pytestmark = pytest.mark.asyncio(loop_scope="module")
@@ -267,6 +268,21 @@ async def test_both_kinds_of_devices_make_one_model_and_their_duals_add_up(tmp_p
 def duals_of(home):
     (path,) = (home / "spool").glob("dual-*")
     return np.frombuffer(Spool(home / "spool").disk.read_checked(path), np.float64)
+
+
+async def test_labels_stay_on_devices_that_keep_the_last_layer(tmp_path, trainer):
+    async with federating(tmp_path, trainer) as federation:
+        for k in range(2):
+            await federation.add(f"pi-{k}", k, path=U_TASK, wrap=lambda link, k=k: Cuts(link, k, 0.1))
+        status = await asyncio.wait_for(federation.run(plan(2, task=U_TASK, rounds=4)), SLOW)
+        rounds = await federation.rounds(status.run)
+    assert status.phase is RunPhase.FINISHED and status.metrics["accuracy"] > 0.9
+    for one in rounds:
+        split = one.split
+        # Two exchanges a step: activations up and outputs down, gradients up and gradients down; 64 numbers each.
+        assert (split.batches, split.refused, split.labels, split.loss) == (2 * 2 * 8, 0, 0, None)
+        assert split.float32_bytes.up == split.float32_bytes.down == 2 * 2 * 8 * 20 * 64 * 4
+        assert one.loss is not None
 
 
 async def test_who_trains_front_halves_alone_is_left_out_of_other_runs_and_told_so(tmp_path, trainer):

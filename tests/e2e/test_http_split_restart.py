@@ -71,8 +71,8 @@ async def federate(folder, kills):
                 if kill is not None:
                     await until_grown(state_dir / "runs" / run, kill)
                     continue
-                while (status := await client.run(run)).ended_at is None:
-                    await asyncio.sleep(0.1)
+                async for seen in client.watch(run):
+                    status = seen
                 await client.export(run, folder / "model")
         await devices.kill("pi")
     return status, load((folder / "model").read_bytes())
@@ -82,7 +82,7 @@ async def until_grown(folder, kill):
     """Wait until the journal of the split steps of round ``kill[0]`` has at least ``kill[1]`` bytes."""
     number, size = kill
     path = folder / f"round-{number}.split"
-    while not path.exists() or path.stat().st_size < size:
+    while not path.exists() or path.stat().st_size < size:  # noqa: ASYNC110 - a file of another process has no event
         await asyncio.sleep(0.002)
 
 

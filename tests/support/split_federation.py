@@ -19,7 +19,7 @@ from schemas.ids import DeviceId
 from schemas.plan import Plan
 from schemas.status import Role, RoundStatus, RunStatus
 from server_app.service import Service, init_state
-from tests.support.split_task import TASK
+from tests.support.split_task import TASK, U_TASK
 
 WATCH = Watch(after_seconds=0.5, every_seconds=0.5)
 
@@ -58,11 +58,12 @@ class Federation:
         trains: str = "either",
         url: str = "",
         wrap: Callable[[Link], Link] = plain,
+        path: str = TASK,
         **changes: Any,
     ) -> None:
         """Enrol a device, unless it is known, and start its agent."""
         home = Home(self.folder / name)
-        task = TaskConfig.model_validate({"task": TASK, "data": {"device": number}, "trains": trains})
+        task = TaskConfig.model_validate({"task": path, "data": {"device": number}, "trains": trains})
         config = DeviceConfig(server=url or self.url, name=DeviceId(name), tasks=(task,), wait_seconds=5.0, **changes)
         if home.device is None:
             await enroll_device(home, config, self.tokens[Role.ENROLL], self.trainer)
@@ -116,7 +117,7 @@ class Federation:
 @asynccontextmanager
 async def federating(folder: Path, trainer: Trainer, port: int = 0, **changes: Any) -> AsyncIterator[Federation]:
     """Run an aggregator in ``folder``; agents that are still there in the end are ended."""
-    config = ServerConfig(port=port, state_dir=str(folder / "server"), tasks=(TASK,), **changes)
+    config = ServerConfig(port=port, state_dir=str(folder / "server"), tasks=(TASK, U_TASK), **changes)
     tokens = await init_state(config)
     async with Service(config) as service:
         found = Federation(service, folder, tokens, trainer, service.url)

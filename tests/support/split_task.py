@@ -14,6 +14,7 @@ from fedge.tasks.split_model import Halves, cut
 from fedge.tasks.torch_model import initialise
 
 TASK = "tests.support.split_task:task"
+U_TASK = "tests.support.split_task:u_shaped"
 CLASSES, INPUTS, ACTIVATIONS = 4, 16, 64
 
 
@@ -62,4 +63,16 @@ class Rings:
         return {"accuracy": float((outputs.argmax(1) == targets).float().mean())}
 
 
+@dataclass(frozen=True)
+class UShapedRings(Rings):
+    """The same, whose last layer stays on the device, and the labels with it."""
+
+    name: str = "u_shaped_rings"
+
+    def split(self, model: nn.Module) -> Halves:
+        """Return the first layer, the second, and the last."""
+        return cut(model, "2", example=torch.zeros(1, INPUTS), until="4")
+
+
 task = Rings()
+u_shaped = UShapedRings()
