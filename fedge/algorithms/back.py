@@ -31,7 +31,7 @@ from torch import Tensor
 
 from fedge import seeds
 from fedge.algorithms.base import LocalTerms
-from fedge.algorithms.local import FlatModel, LocalSpec
+from fedge.algorithms.local import FlatModel, LocalSpec, clip
 from fedge.algorithms.split import BackHalf, Loss, Seen
 from fedge.codecs.product import Floats
 from fedge.errors import FedgeError, TaskError
@@ -181,9 +181,8 @@ class BackRun:
         return len(restored) * self.width
 
     def _clipped(self, grads: Sequence[Tensor]) -> Tensor:
-        flat, most = torch.cat([grad.reshape(-1) for grad in grads]), self.spec.clip_norm
-        if most is not None:
-            flat.mul_(torch.clamp(most / (torch.linalg.vector_norm(flat) + 1e-6), max=1.0))
+        flat = torch.cat([grad.reshape(-1) for grad in grads])
+        clip(flat, self.spec.clip_norm)
         return flat
 
     def _descend(self, sums: Tensor, share: float) -> None:

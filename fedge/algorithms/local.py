@@ -215,14 +215,19 @@ class Step:
         params, grads, spec = self.flat.params, self.flat.grads, self.spec
         if self.terms.pull:
             grads.add_(params - self.centre, alpha=self.terms.pull)
-        if spec.clip_norm is not None:
-            grads.mul_(torch.clamp(spec.clip_norm / (torch.linalg.vector_norm(grads) + 1e-6), max=1.0))
+        clip(grads, spec.clip_norm)
         if spec.weight_decay:
             grads.add_(params, alpha=spec.weight_decay)
         if self.adam is None:
             params.add_(grads, alpha=-self.rate)
         else:
             self.adam(grads)
+
+
+def clip(grads: Tensor, norm: float | None) -> None:
+    """Scale ``grads``, flat, in place to ``norm`` where theirs is larger; None: never."""
+    if norm is not None:
+        grads.mul_(torch.clamp(norm / (torch.linalg.vector_norm(grads) + 1e-6), max=1.0))
 
 
 class _Adam:

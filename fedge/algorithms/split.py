@@ -27,6 +27,7 @@ import torch
 from torch import Tensor, nn
 
 from fedge import seeds
+from fedge.algorithms.local import clip
 from fedge.codecs.product import Floats, Indices
 from fedge.errors import CodecError, TaskError
 from fedge.split import GradientMessage, Memory, Options, Shared, answer, correct, quantize, receive
@@ -153,8 +154,12 @@ class BackHalf:
         known = None if book.kind is CodebookKind.SHARED else book.centroids
         return received.restored, (known, received.message.index)
 
-    def step(self, batches: Sequence[tuple[Floats, Tensor]], rate: float, seed: int) -> tuple[list[bytes], list[float]]:
+    def step(
+        self, batches: Sequence[tuple[Floats, Tensor]], rate: float, seed: int, clip_norm: float | None = None
+    ) -> tuple[list[bytes], list[float]]:
         """Take a step of SGD on z~ and targets of some devices; return an answer and a loss for each.
+
+        The gradient that a batch gives is cut to ``clip_norm``.
 
         Raises:
             TaskError: a loss that is not finite, before anything was changed.
@@ -163,7 +168,7 @@ class BackHalf:
         answers, losses = [], []
         for k, (restored, targets) in enumerate(batches):
             found = self.backward(restored, targets, seeds.derive(seed, k))
-            for total, grad in zip(sums, found.grads, strict=True):
+            for total, grad in zip(sums, _clipped(found.grads, clip_norm), strict=True):
                 total.add_(grad, alpha=1 / len(batches))
             answers.append(found.answer)
             losses.append(found.loss)
@@ -272,10 +277,12 @@ def split_step(
     seed: int,
     shared: Shared | None = None,
     memory: Memory | None = None,
+    clip_norm: float | None = None,
 ) -> Stepped:
     """Train one step on a batch of each of some devices, all in this process.
 
-    ``shared`` is what devices have been given; ``memory``, if there is one, learns from the step.
+    ``shared`` is what devices have been given; ``memory``, if there is one, learns from the step. ``clip_norm`` bounds
+    the gradient of a batch, in either half.
 
     Raises:
         CodecError: activations that cannot be quantized.
@@ -289,14 +296,25 @@ def split_step(
     ]
     received = [back.receive(data, shared) for data in sent]
     pairs = [(z, targets) for (z, _), (_, targets) in zip(received, batches, strict=True)]
-    answers, losses = back.step(pairs, rate, seeds.derive(seed, step, "back"))
+    answers, losses = back.step(pairs, rate, seeds.derive(seed, step, "back"), clip_norm)
     grads = [front.backward(data) for front, data in zip(fronts, answers, strict=True)]
+    for grad in grads:
+        clip(torch.from_numpy(grad), clip_norm)
     mean, trained = np.mean(grads, 0, dtype=np.float64).astype(np.float32), fronts[0].trained
     stops = np.cumsum([parameter.numel() for parameter in trained])[:-1]
     descend(trained, [torch.from_numpy(part) for part in np.split(mean, stops)], rate)
     if memory is not None:
         memory = memory.after([known for _, known in received if known is not None])
     return Stepped(losses, [len(data) for data in sent], [len(data) for data in answers], memory)
+
+
+def _clipped(grads: Sequence[Tensor], norm: float | None) -> Sequence[Tensor]:
+    """Return gradients that are cut to ``norm`` as one vector."""
+    if norm is None or not grads:
+        return grads
+    flat = torch.cat([grad.reshape(-1) for grad in grads])
+    clip(flat, norm)
+    return [part.view_as(grad) for part, grad in zip(torch.split(flat, [g.numel() for g in grads]), grads, strict=True)]
 
 
 @contextmanager

@@ -107,6 +107,20 @@ def test_compressed_training_learns_with_every_switch(options):
     assert float((whole(inputs).argmax(1) == targets).float().mean()) > 0.9, last
 
 
+def test_a_clipped_step_moves_neither_half_further_than_the_bound():
+    own, moved = batches((5, 5)), {}
+    for most in (None, 1e6, 1e-2):
+        whole = model()
+        before = params(whole)
+        split_step(cut(whole, "3"), LOSS, own, Options.paper(36, centroids=4), 1.0, 0, 7, clip_norm=most)
+        moved[most] = params(whole) - before
+    front = sum(tensor.numel() for tensor in cut(model(), "3").front.parameters())
+    assert np.array_equal(moved[None], moved[1e6])
+    for part in (slice(front), slice(front, None)):
+        bounded, free = np.linalg.norm(moved[1e-2][part]), np.linalg.norm(moved[None][part])
+        assert 0 < bounded < 1.001e-2 < free
+
+
 def test_the_same_seed_trains_to_the_same_bits():
     found = []
     for _ in range(2):
