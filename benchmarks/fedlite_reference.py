@@ -9,10 +9,14 @@ goes through the bytes of its messages. Accuracy is that of the unquantized mode
 evaluations; bytes are per device and step: activations with their header, gradients with theirs. Labels (16 bytes), the
 front half itself (52,992 bytes each way in float32) and what is shared (its column) come on top.
 
-Exits with 1 unless, over the seeds, L = 8 is within 1 point of uncompressed at 72x on activations and L = 2 within 2 at
-226x, both by the paper's own count, and the coded settings have half the bytes of those again, whole messages, at equal
-accuracy (within 1 point). Runs are kept in DIR/runs.json and not repeated. ``--settings all`` adds every switch alone;
-a name of the table, that one.
+"L8" and "L2" are FedLite as published, λ 1e-3. "own" is what we would run: adaptive coding, 8-bit codebooks, shared and
+fitted again every ten steps, answers of one bit, and the gradient of a batch cut to norm 4 in either half, as "plain
+clip 4", which it is compared with, has it too.
+
+Exits with 1 unless, in the mean over the seeds, both L = 8 are within 1 point of plain at 72x on activations and both
+L = 2 within 2 at 226x, by the paper's own count as published, and by whole messages "own"; and the coded settings have
+half the bytes of those as published again, whole messages, at equal accuracy (within 1 point). Runs are kept in
+DIR/runs.json and not repeated. ``--settings all`` adds every switch alone; a name of the table, that one.
 """
 
 from __future__ import annotations
@@ -41,39 +45,51 @@ VALUES, SUBVECTORS = 1568, 196
 PLAIN_BYTES = 4 * BATCH * VALUES
 
 _PAPER = {f"L{L}": Options.paper(SUBVECTORS, centroids=L) for L in (2, 8)}
-_CODED = {f"L{L}": replace(_PAPER[f"L{L}"], coding=Coding.ADAPTIVE) for L in (2, 8)}
 
 
-def settings() -> dict[str, Options | None]:
+@dataclass(frozen=True)
+class Setting:
+    """How activations are quantized, None: not at all, and the norm to which the gradient of a batch is cut."""
+
+    options: Options | None
+    clip_norm: float | None = None
+
+
+def settings() -> dict[str, Setting]:
     """Return the table of settings; "L2" and "L8" are the paper's."""
-    found: dict[str, Options | None] = {"plain": None}
+    found = {"plain": Setting(None), "plain clip 4": Setting(None, 4.0)}
     for name, paper in _PAPER.items():
-        coded = _CODED[name]
-        found |= {
+        coded = replace(paper, coding=Coding.ADAPTIVE, codebook_bits=8)
+        own = replace(coded, start=Start.SHARED, gradient_bits=1)
+        options = {
             name: paper,
             f"{name} no correction": replace(paper, correction=0.0),
-            f"{name} coded": replace(coded, codebook_bits=8),
+            f"{name} coded": coded,
             f"{name} warm": replace(paper, start=Start.WARM),
-            f"{name} warm coded": replace(coded, codebook_bits=8, start=Start.WARM),
-            f"{name} warm coded shared": replace(coded, codebook_bits=8, start=Start.WARM, coding=Coding.SHARED),
-            f"{name} shared coded": replace(coded, codebook_bits=8, start=Start.SHARED),
+            f"{name} warm coded": replace(coded, start=Start.WARM),
+            f"{name} warm coded shared": replace(coded, start=Start.WARM, coding=Coding.SHARED),
+            f"{name} shared coded": replace(coded, start=Start.SHARED),
             f"{name} 8-bit codebook": replace(paper, codebook_bits=8),
             f"{name} gradient 8": replace(paper, gradient_bits=8),
             f"{name} gradient 4": replace(paper, gradient_bits=4),
-            f"{name} gradient 2": replace(paper, gradient_bits=2),
+            f"{name} gradient 1": replace(paper, gradient_bits=1),
             f"{name} members 5": replace(paper, least_members=5),
             f"{name} ramp": replace(paper, ramp_steps=100),
             f"{name} cap": replace(paper, cap=0.5),
+            f"{name} relative 0.01": replace(paper, correction=0.01, relative=True),
+            f"{name} relative 0.03": replace(paper, correction=0.03, relative=True),
             f"{name} relative 0.1": replace(paper, correction=0.1, relative=True),
-            f"{name} relative 0.3": replace(paper, correction=0.3, relative=True),
             f"{name} 1e-2": replace(paper, correction=1e-2),
             f"{name} 1e-2 cap": replace(paper, correction=1e-2, cap=0.5),
-            f"{name} all": replace(coded, codebook_bits=8, start=Start.WARM, gradient_bits=4),
+            f"{name} own no clip": own,
         }
+        found |= {name: Setting(chosen) for name, chosen in options.items()}
+        found |= {f"{name} clip {norm}": Setting(paper, float(norm)) for norm in (2, 4, 10)}
+        found |= {f"{name} own": Setting(own, 4.0), f"{name} own warm": Setting(replace(own, start=Start.WARM), 4.0)}
     return found
 
 
-CHECKED = ("plain", "L2", "L8", "L2 coded", "L8 warm coded", "L2 all", "L8 all")
+CHECKED = ("plain", "plain clip 4", "L8", "L2", "L8 shared coded", "L2 coded", "L8 own", "L2 own", "L2 own no clip")
 
 
 @dataclass(frozen=True)
@@ -116,8 +132,9 @@ def dealt(data: Dataset, seed: int) -> tuple[list[Dataset], Dataset]:
     return _dealt[seed]
 
 
-def federate(data: Dataset, options: Options | None, steps: int, seed: int) -> Run:
+def federate(data: Dataset, setting: Setting, steps: int, seed: int) -> Run:
     """Train for so many steps."""
+    options = setting.options
     devices, rest = dealt(data, seed)
     test, rng = examples(rest, slice(None)), np.random.default_rng(100 + seed)
     model = network(seed)
@@ -129,7 +146,8 @@ def federate(data: Dataset, options: Options | None, steps: int, seed: int) -> R
         chosen = rng.choice(DEVICES, TOGETHER, replace=False)
         rows = [rng.choice(len(devices[k]), BATCH, replace=False) for k in chosen]
         batches = [examples(devices[k], own) for k, own in zip(chosen, rows, strict=True)]
-        done = split_step(parts, nn.functional.cross_entropy, batches, options, RATE, step, seed, shared, memory)
+        loss, clip_norm = nn.functional.cross_entropy, setting.clip_norm
+        done = split_step(parts, loss, batches, options, RATE, step, seed, shared, memory, clip_norm)
         up += done.bytes_up
         down += done.bytes_down
         state.append(len(shared.to_bytes()) if shared is not None else 0)
@@ -169,17 +187,27 @@ def show(name: str, options: Options | None, runs: list[Run]) -> dict[str, float
     return means
 
 
+# What is promised: of which setting, against which, how much less accurate at most, and at which ratio at least.
+_ACCURATE = (
+    ("L8", "plain", 0.01, 72),
+    ("L2", "plain", 0.02, 226),
+    ("L8 own", "plain clip 4", 0.01, 72),
+    ("L2 own", "plain clip 4", 0.02, 226),
+)
+_HALVED = (("L8 shared coded", "L8"), ("L2 coded", "L2"), ("L8 own", "L8"), ("L2 own", "L2"))
+
+
 def bounds(found: Mapping[str, Mapping[str, float]]) -> dict[str, bool]:
     """Return what was promised, and whether it holds of what was run."""
-    held, plain = {}, found["plain"]["accuracy"] if "plain" in found else None
-    for name, points, ratio in (("L8", 0.01, 72), ("L2", 0.02, 226)):
-        if plain is not None and name in found:
-            own = found[name]
-            text = f"{name}: {100 * (plain - own['accuracy']):.2f} points below plain at {own['formula']:.1f}x"
-            held[f"{text}, at most {100 * points:g} at {ratio}x"] = (
-                own["accuracy"] >= plain - points and own["formula"] >= ratio
-            )
-    for name, coded in (("L2", "L2 coded"), ("L8", "L8 warm coded"), ("L2", "L2 all"), ("L8", "L8 all")):
+    held = {}
+    for name, plain, points, ratio in _ACCURATE:
+        if plain in found and name in found:
+            own, lost = found[name], found[plain]["accuracy"] - found[name]["accuracy"]
+            # The paper counts no headers; whatever is ours has to reach its ratio with them.
+            counted = own["formula"] if name in _PAPER else min(own["formula"], PLAIN_BYTES / own["up"])
+            text = f"{name}: {100 * lost:.2f} points below {plain} at {counted:.1f}x"
+            held[f"{text}, at most {100 * points:g} at {ratio}x"] = lost <= points and counted >= ratio
+    for coded, name in _HALVED:
         if name in found and coded in found:
             saved, gain = found[name]["up"] / found[coded]["up"], found[coded]["accuracy"] - found[name]["accuracy"]
             text = f"{coded}: {saved:.2f} times fewer bytes than {name}, {100 * gain:+.2f} points"
@@ -199,8 +227,8 @@ def plot(found: Mapping[str, list[Run]], steps: int, path: Path) -> None:
         x = np.linspace(steps / len(curve), steps, len(curve))
         line = over_steps.plot(x, curve, label=name, linewidth=1.4)[0]
         over_bytes.plot(x * runs[0].bytes_up, curve, label=name, linewidth=1.4, color=line.get_color())
-    over_steps.set(xlabel="steps", ylabel="accuracy", ylim=(0.6, 1.0))
-    over_bytes.set(xlabel="bytes of activations a device slot sent", xscale="log", ylim=(0.6, 1.0))
+    over_steps.set(xlabel="steps", ylabel="accuracy", ylim=(0.8, 0.99))
+    over_bytes.set(xlabel="bytes of activations a device slot sent", xscale="log", ylim=(0.8, 0.99))
     over_steps.grid(alpha=0.3)
     over_bytes.grid(alpha=0.3)
     over_steps.legend(fontsize=8)
@@ -226,7 +254,7 @@ def main() -> int:
     began = time.perf_counter()
     for name in table if "all" in arguments.settings else arguments.settings:
         found[name] = [kept(data, name, arguments.steps, seed, arguments.output) for seed in arguments.seeds]
-        means[name] = show(name, table[name], found[name])
+        means[name] = show(name, table[name].options, found[name])
     print(f"{time.perf_counter() - began:.0f} seconds")
     plot(found, arguments.steps, arguments.output / "accuracy.png")
     held = bounds(means)
