@@ -267,7 +267,7 @@ class SplitSpec(Model):
     relative: bool = Field(default=False, description="correction is a share of the gradient's size")
     ramp_steps: int = Field(default=0, ge=0, description="steps over which the correction grows from 0")
     cap: float = Field(default=0.0, ge=0, description="the most the correction may be of the gradient; 0: no limit")
-    start: Literal["fresh", "warm", "shared"] = Field(default="warm", description="where a codebook comes from")
+    start: Literal["fresh", "warm", "shared"] = Field(default="shared", description="where a codebook comes from")
     refresh_steps: int = Field(
         default=10, ge=1, description="steps between two states that all share, and two fits of shared codebooks"
     )
