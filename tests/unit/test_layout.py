@@ -148,3 +148,42 @@ def test_the_digest_is_that_of_names_shapes_kinds_and_dtypes():
 def test_what_does_not_fit_is_refused_with_what_was_expected_and_what_came(build, message):
     with pytest.raises(LayoutError, match=message):
         build()
+
+
+def halves() -> Layout:
+    front = [TensorSpec("a.bias", (3,), Kind.RAW), TensorSpec("a.weight", (70, 70), Kind.WEIGHT)]
+    back = [TensorSpec("b.weight", (60, 60), Kind.WEIGHT), TensorSpec("b.seen", (2,), Kind.BUFFER)]
+    return Layout.halves([*front, TensorSpec("a.seen", (2,), Kind.BUFFER)], back)
+
+
+def test_the_front_half_is_a_prefix_of_vector_and_segments():
+    whole = halves()
+    front = whole.front
+    assert [tensor.name for tensor in whole.tensors] == ["a.weight", "a.bias", "a.seen", "b.weight", "b.seen"]
+    assert front.segments == whole.segments[: len(front.segments)]
+    assert front.size == 70 * 70 + 3 + 2 == whole.segments[len(front.segments)].start
+    assert front.offsets == {name: whole.offsets[name] for name in front.offsets}
+    assert front == Layout.of(front.tensors)
+
+
+def test_a_layout_that_is_cut_has_another_name_and_comes_back_from_json():
+    whole = halves()
+    assert Layout.from_json(json.loads(json.dumps(whole.to_json()))) == whole
+    assert whole.digest != Layout.of(whole.tensors).digest
+    with pytest.raises(LayoutError, match="expected the layout of a model that is cut in two"):
+        small().front.size  # noqa: B018 - asking is enough
+
+
+@pytest.mark.parametrize("num_front", [5, -1, 2.0, True])
+def test_a_cut_outside_the_model_is_refused(num_front):
+    document = {**halves().to_json(), "num_front": num_front}
+    with pytest.raises(LayoutError, match="expected 0 to 4 tensors in the front half"):
+        Layout.from_json(document)
+
+
+def test_trained_coordinates_skip_buffers_wherever_they_lie():
+    whole, prefix = halves(), small()
+    kept = whole.trained(np.arange(whole.size))
+    assert len(kept) == whole.num_trained == whole.size - 4
+    assert not {70 * 70 + 3, 70 * 70 + 4, whole.size - 1} & set(kept.tolist())
+    assert np.array_equal(prefix.trained(np.arange(prefix.size)), np.arange(prefix.size - 1))

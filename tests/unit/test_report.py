@@ -10,7 +10,7 @@ from safetensors.numpy import load_file, save
 
 from schemas.plan import Aggregation, Plan, plan_from_toml
 from schemas.specs import FedProx
-from schemas.status import RoundPhase, RoundStatus, RunPhase, RunSummary, Traffic
+from schemas.status import RoundPhase, RoundStatus, RunPhase, RunSummary, SplitStatus, Traffic
 from server_app.report import Note, Result, plan_toml, rows, summary, write
 from server_app.report_plots import draw, spent
 
@@ -181,3 +181,36 @@ def test_late_updates_that_counted_are_added_up() -> None:
     late = replace(calm, plan=plan, rounds=(closed(1), closed(2, late={"b": 1}), closed(3, late={"b": 2, "c": 1})))
     assert summary(late, None)["late_updates"] == 3
     assert dict(rows(late))["late updates that counted"] == "3"
+
+
+SPLIT = SplitStatus(
+    devices=("a", "b"),
+    steps=3,
+    batches=6,
+    repeats=1,
+    activations=100,
+    labels=10,
+    gradients=200,
+    shared=20,
+    overhead=Traffic(up=5, down=7),
+    float32_bytes=Traffic(up=8000, down=8000),
+)
+
+
+def test_what_split_training_cost_is_told_by_kind_against_both_baselines(tmp_path: Path) -> None:
+    other = SPLIT.model_copy(update={"devices": ("c",), "refused": 2})
+    result = a_result((closed(1, split=SPLIT), closed(2), closed(3, split=other)))
+    told = dict(rows(result))
+    assert told["front halves served"] == "3 devices, 12 batches, 2 came again, 2 refused"
+    assert told["  activations up"] == "200 B  (80.0x less than float32, 40.0x than float16)"
+    assert told["  gradients down"] == "400 B  (40.0x less than float32, 20.0x than float16)"
+    assert told["  headers, both ways"] == "24 B"
+    split = summary(result, None)["split"]
+    assert (split["activations"], split["labels"], split["shared"]) == (200, 20, 40)
+    assert SPLIT.bytes == Traffic(up=115, down=227)
+    assert summary(a_result(ROUNDS), None)["split"] is None
+
+
+def test_a_split_plan_as_toml_reads_back_the_same() -> None:
+    plan = Plan.model_validate({"task": "a:b", "rounds": 2, "split": {"subvectors": 12, "gradient_bits": 0.5}})
+    assert plan_from_toml(plan_toml(plan)) == plan

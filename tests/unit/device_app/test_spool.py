@@ -237,3 +237,24 @@ def test_a_full_disk_is_said_so_and_leaves_the_old_file(spool):
         full.write_state(Participant())
     assert spool.state() == STATE
     assert [path.name for path in spool.folder.iterdir()] == ["state"]
+
+
+def test_split_steps_come_back_until_they_are_forgotten(spool):
+    params = np.arange(5, dtype=np.float32)
+    assert spool.read_split(ASSIGNMENT, 5) is None
+    spool.write_split(ASSIGNMENT, 7, params.tobytes(), b"shared")
+    assert spool.read_split(ASSIGNMENT, 5) == (7, params.tobytes(), b"shared")
+    assert spool.read_split(ASSIGNMENT, 6) is None  # of another model
+    spool.forget(Participant(phase=Phase.TRAINING, assignment=ASSIGNMENT))
+    assert spool.read_split(ASSIGNMENT, 5) is not None
+    spool.forget(Participant())
+    assert spool.read_split(ASSIGNMENT, 5) is None
+
+
+def test_damaged_split_steps_begin_again(spool):
+    spool.write_split(ASSIGNMENT, 7, bytes(20), b"")
+    (path,) = spool.folder.glob("split-*")
+    data = bytearray(path.read_bytes())
+    data[len(data) // 2] ^= 1
+    path.write_bytes(data)
+    assert spool.read_split(ASSIGNMENT, 5) is None

@@ -43,3 +43,12 @@ def test_a_second_update_of_a_device_is_a_conflict_and_the_first_stays():
 def test_a_frame_without_a_header_is_a_conflict():
     with pytest.raises(Conflict, match="header of z"):
         ledger_with().check_frame("z", 0, 1)
+
+
+def test_a_device_that_owes_fewer_segments_is_complete_with_those():
+    ledger = Ledger(3, {"front": 2})
+    for name in ("front", "whole"):
+        ledger.take_header(name, FIRST)
+        ledger.take_frame(name, 0, 1)
+        ledger.take_frame(name, 1, 1)
+    assert ledger.is_complete("front") and not ledger.is_complete("whole")

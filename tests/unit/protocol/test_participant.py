@@ -251,3 +251,11 @@ def test_a_state_read_back_from_disk_owes_the_same_work(events):
 def test_a_clock_set_back_does_not_park_the_device():
     state, _ = after(invited(), Failed("x"), now=1e9)
     assert resume(state, now=0.0) == [WakeAt(60.0)]
+
+
+def test_a_failure_after_some_progress_is_waited_out_like_the_first():
+    state, _ = after(invited(), Downloaded(), *[Failed("cut")] * 9)
+    assert state.failures == 9
+    state, (wake,) = after(Failed("cut", has_progress=True), state=state, now=100.0)
+    assert (state.failures, state.phase) == (1, TRAINING)
+    assert wake.at <= 100.5

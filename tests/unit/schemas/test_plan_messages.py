@@ -172,3 +172,30 @@ def test_a_plan_survives_json() -> None:
     plan = plan_from_toml(LEAST)
     assert Plan.model_validate_json(plan.model_dump_json()) == plan
     assert tomllib.loads(LEAST)["rounds"] == plan.rounds
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("[split]\ngroups = 9\nsubvectors = 8", "groups must not exceed subvectors, got 9 > 8"),
+        ("[split]\nsubvector = 8", "subvectors"),
+        ('[split]\nsubvectors = "some"', 'expected "auto", or a whole number from 1 to 65535'),
+        ("[split]\ncentroids = 257", "split.centroids"),
+        ("[split]\ngradient_bits = 9", "gradient_bits must be 0.05 to 8, or 32, by eden, got 9"),
+        ('[split]\ngradient_bits = 2.5\ngradient_coding = "uniform"', "gradient_bits must be 2, 3, .. 8, or 32"),
+        ('[split]\ndevices = "some"', "split.devices"),
+        ('[local]\noptimizer = "adam"\n[split]', 'split needs "sgd", got "adam"'),
+        ('[downlink]\nmode = "mcm"\n[split]', 'split needs "rand-mcm", "snapshot" or "none", got "mcm"'),
+    ],
+)
+def test_a_split_that_cannot_be_is_refused(text: str, message: str) -> None:
+    assert message in faults(LEAST + text)
+
+
+def test_a_split_needs_no_more_than_its_table() -> None:
+    plan = plan_from_toml(LEAST + "[split]\n")
+    assert plan.is_split and plan.split is not None
+    assert plan.split.quantizer is not None and "subvectors" not in plan.split.quantizer
+    assert not plan_from_toml(LEAST).is_split
+    bare = plan_from_toml(LEAST + '[split]\ncodec = "none"\n').split
+    assert bare is not None and bare.quantizer is None

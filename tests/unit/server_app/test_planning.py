@@ -70,3 +70,29 @@ def test_a_round_applied_in_an_earlier_dual_epoch_no_longer_counts() -> None:
     assert planning.standing(run, member, device("a"), is_stateful=True).last_applied == 7
     assert planning.standing(run, member, device("a"), is_stateful=False).last_applied == 0
     assert planning.standing(replace(run, dual_epoch=2), member, device("a"), is_stateful=True).last_applied == 0
+
+
+def able(trains: str, split_layout: str | None = "d" * 32) -> Device:
+    """Return a device that trains so much of a model."""
+    offer = TaskOffer.model_validate(
+        {"num_examples": 10, "layout": LAYOUT.digest, "split_layout": split_layout, "trains": trains}
+    )
+    profile = Enroll(credential="c" * 43, name=DeviceId("pi"), tasks={TASK: offer})
+    return Device(DeviceId("pi"), "hash", profile, 0.0)
+
+
+def test_who_trains_which_half() -> None:
+    everyone = parse(Plan, plan(split={}), "plan")
+    weak = parse(Plan, plan(split={"devices": "front-only"}), "plan")
+    kinds = ("either", "whole", "front")
+    assert [planning.half_of(everyone, able(kind)) for kind in kinds] == ["front", "whole", "front"]
+    assert [planning.half_of(weak, able(kind)) for kind in kinds] == ["whole", "whole", "front"]
+    assert [planning.half_of(PLAN, able(kind)) for kind in kinds] == ["whole", "whole", None]
+    assert planning.half_of(everyone, able("either", None)) is None
+
+
+def test_who_cannot_train_its_half_is_kept_out_with_the_reason() -> None:
+    split = parse(Plan, plan(split={}), "plan")
+    assert "the plan has no [split]" in str(planning.obstacle(PLAN, LAYOUT, able("front")))
+    assert "does not know where the model" in str(planning.obstacle(split, LAYOUT, able("either", None)))
+    assert "expected a model of layout" in str(planning.obstacle(split, LAYOUT, able("either")))
