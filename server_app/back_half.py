@@ -23,7 +23,6 @@ from typing import Any, Protocol
 
 import msgpack
 import numpy as np
-from aiohttp.web import WebSocketResponse
 
 from fedge.layout import Vector
 from fedge.protocol import gathering
@@ -82,9 +81,11 @@ class BackHalf:
     failure: str = ""
     counts: Counts = field(default_factory=Counts)
     over: asyncio.Event = field(default_factory=asyncio.Event)
+    is_suspended: bool = False
+    """Whether it goes on later: the aggregator ends, and not the round."""
     values: int = 0
     width: int = 0
-    sockets: dict[DeviceId, WebSocketResponse] = field(default_factory=dict)
+    connections: dict[DeviceId, asyncio.Transport] = field(default_factory=dict)
     _state: Gathering = field(init=False)
     _batches: dict[str, Batch] = field(default_factory=dict)
     _answers: dict[str, Answer | Refusal] = field(default_factory=dict)
@@ -229,8 +230,9 @@ class BackHalf:
             _, parts = await self._ask({"ask": "split_delta"})
         return np.frombuffer(parts[0], np.float32)
 
-    async def abandon(self) -> None:
-        """Take no more steps; what was done is of no use, or will be done again."""
+    async def abandon(self, is_suspended: bool = False) -> None:
+        """Take no more steps: what was done is of no use, or if it is suspended will be done again from the journal."""
+        self.is_suspended = is_suspended
         self.over.set()
         self._inbox.put_nowait(gathering.Tick())
         async with self._busy:
@@ -330,6 +332,13 @@ class BackHalf:
         return self._shared
 
     def _over(self, step: int) -> Over:
+        """Return that there are no more steps.
+
+        Raises:
+            Refused: 503, there are, later.
+        """
+        if self.is_suspended:
+            raise Refused(503, "ending", "the aggregator ends; the round goes on when it is back")
         return Over(step, self.failure or "the round takes no more steps")
 
     # The journal

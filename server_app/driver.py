@@ -23,7 +23,6 @@ from fedge.errors import FedgeError
 from fedge.layout import Layout, Vector
 from fedge.protocol import coordinator
 from fedge.protocol import run as runs
-from fedge.protocol.back_device import fold, with_back_dual
 from fedge.protocol.coordinator import (
     Abandon,
     Action,
@@ -49,7 +48,7 @@ from server_app.evaluation import Evaluations, RunRecord
 from server_app.house import House
 from server_app.opening import Opening
 from server_app.rows import Member, RunRow, add_round, plus, with_measured
-from server_app.split_round import back_half_of
+from server_app.split_round import back_half_of, next_state
 
 log = logging.getLogger(__name__)
 
@@ -80,6 +79,7 @@ class Driver:
         self._owed: list[runs.Action] = []
         self._sleepers: set[DeviceId] = set()
         self._stop_reason: str | None = None
+        self._failure = ""
         self._mark = house.traffic.total.snapshot()
 
     @property
@@ -130,7 +130,7 @@ class Driver:
         if self.book is not None:
             await self._seal(self.book)
         if self.back is not None:
-            await self.back.abandon()
+            await self.back.abandon(is_suspended=True)
         await self.evaluations.cancel()
 
     def traffic(self) -> Traffic:
@@ -183,6 +183,8 @@ class Driver:
         self.record.row = replace(self.run, progress=progress)
 
     def _check_stopped(self) -> None:
+        if self._failure:
+            raise RunFailed(f"the back half failed: {self._failure}")
         if self._stop_reason is not None:
             raise Stopped(self._stop_reason)
 
@@ -213,7 +215,13 @@ class Driver:
         if self.state is not None:
             self.back = back_half_of(self.house, self.run, book, self.state, self.algorithm, self.files)
         if self.back is not None:
-            self.house.spawn(self.back.run())
+            self.house.spawn(self._run_back(self.back))
+
+    async def _run_back(self, back: BackHalf) -> None:
+        await back.run()
+        if back.failure:
+            self._failure = back.failure
+            self._inbox.put_nowait(coordinator.Cancelled(back.failure))
 
     def _split_status(self) -> SplitStatus | None:
         return None if self.back is None else self.back.status()
@@ -313,15 +321,9 @@ class Driver:
             await asyncio.wait([self._committing])
 
     def _next_state(self, book: Book, learnt: Vector | None) -> ServerState:
-        """Return the state after the round; ``learnt`` is the back half's delta, where there was one."""
         if self.state is None:
             raise RunFailed("expected a state before the first round")
-        if self.back is not None and learnt is not None:
-            size = sum(book.sizes[device] for device in self.back.served)
-            fold(book.sums, book.layout, self.algorithm, size, learnt)
-        state = self.algorithm.server_step(self.state, book.sums, len(self.members))
-        if learnt is not None:
-            state = with_back_dual(state, self.state, self.algorithm, book.layout, learnt)
+        state = next_state(self.algorithm, self.state, book, len(self.members), self.back, learnt)
         if not (np.isfinite(state.params).all() and np.isfinite(state.published).all()):
             raise RunFailed(f"the model diverged: round {book.round.number} left numbers that are not finite")
         return state.without_duals() if book.is_dual_lost() else state

@@ -187,7 +187,8 @@ class Federation:
         over_at = book.round.opened_at + book.round.quota.max_seconds
         left = over_at - self.house.clock()
         book.fetched.add(device.id)
-        if asked.split is not None and self.driver is not None and self.driver.back is not None:
+        is_now = asked.split is not None and asked.round == book.round.number
+        if is_now and self.driver is not None and self.driver.back is not None:
             self.driver.back.came(device.id)
         device.busy_until = over_at
         return asked.model_copy(update={"seconds_left": max(left, 0.0)})

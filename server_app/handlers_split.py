@@ -20,6 +20,7 @@ from typing import Any
 from aiohttp import WSCloseCode, WSMessage, WSMsgType, web
 
 from fedge.errors import CodecError
+from fedge.protocol.ledger import Conflict
 from fedge.split.exchange import Answer, Batch, Hello, Over, Refusal, read_exchange
 from schemas.errors import Fault, InvalidInput
 from schemas.ids import DeviceId
@@ -112,11 +113,11 @@ async def _socket(request: web.Request, context: Context, device: Device, back: 
     # No compression: everything is coded already. Not more at a time than one batch.
     socket = web.WebSocketResponse(heartbeat=HEARTBEAT_SECONDS, compress=False, max_msg_size=back.most_bytes())
     await socket.prepare(request)
-    before = back.sockets.pop(device.id, None)
-    back.sockets[device.id] = socket
+    if (before := back.connections.get(device.id)) is not None:
+        before.abort()  # likely dead: a farewell would wait for its answer
+    if request.transport is not None:
+        back.connections[device.id] = request.transport
     try:
-        if before is not None:
-            await before.close(code=WSCloseCode.POLICY_VIOLATION, message=b"the device came on another connection")
         await socket.send_bytes(hello.to_bytes())
         if isinstance(hello, Hello):
             await _steps(socket, context, device, back)
@@ -126,40 +127,57 @@ async def _socket(request: web.Request, context: Context, device: Device, back: 
     except Exception as error:
         await _refuse(socket, context, device, error)
     finally:
-        if back.sockets.get(device.id) is socket:
-            del back.sockets[device.id]
+        if back.connections.get(device.id) is request.transport:
+            back.connections.pop(device.id, None)
     return socket
 
 
 async def _steps(socket: web.WebSocketResponse, context: Context, device: Device, back: BackHalf) -> None:
-    """Answer batches until the device closes, or there is nothing more to answer."""
-    while (message := await _receive(socket, context, back)) is not None:
-        if message.type in (WSMsgType.CLOSE, WSMsgType.CLOSING, WSMsgType.CLOSED, WSMsgType.ERROR):
-            if message.type is WSMsgType.CLOSE and message.data == WSCloseCode.OK:
-                back.left(device.id)
-            return
-        if message.type is not WSMsgType.BINARY:
-            raise CodecError(f"expected a batch, got a {message.type.name.lower()} message")
-        context.house.devices.hear(device)
-        answer = await back.exchange(device.id, _batch(message.data))
-        context.house.devices.hear(device)
-        await socket.send_bytes(answer.to_bytes())
-        if not isinstance(answer, Answer):
-            return
-    await socket.send_bytes(Over(0, "the round takes no more steps").to_bytes())
+    """Answer batches until the device closes, or there is nothing more to answer.
 
-
-async def _receive(socket: web.WebSocketResponse, context: Context, back: BackHalf) -> WSMessage | None:
-    """Return the next message; None where the round, or the aggregator, ends before it comes."""
-    receiving = asyncio.create_task(socket.receive())
+    What comes is read all the time, if only to notice that the device is gone; a batch before the last is answered is
+    one too many.
+    """
+    receiving: asyncio.Task[WSMessage] = asyncio.create_task(socket.receive())
     ends = [asyncio.create_task(event.wait()) for event in (back.over, context.is_ending)]
-    waits: set[asyncio.Future[Any]] = {receiving, *ends}
+    answering: asyncio.Task[Answer | Refusal | Over] | None = None
     try:
-        await asyncio.wait(waits, return_when=asyncio.FIRST_COMPLETED)
-        return receiving.result() if receiving.done() else None
+        while True:
+            work: set[asyncio.Future[Any]] = {receiving, *(ends if answering is None else [answering])}
+            await asyncio.wait(work, return_when=asyncio.FIRST_COMPLETED)
+            if answering is not None and answering.done():
+                answer, answering = answering.result(), None
+                await socket.send_bytes(answer.to_bytes())
+                if not isinstance(answer, Answer):
+                    return
+            elif receiving.done():
+                message = receiving.result()
+                context.house.devices.hear(device)
+                if not _is_batch(message, device.id, back):
+                    return
+                if answering is not None:
+                    raise Conflict("expected no batch before the one before it is answered, got one")
+                answering = asyncio.create_task(back.exchange(device.id, _batch(message.data)))
+                receiving = asyncio.create_task(socket.receive())
+            else:
+                if not back.over.is_set():
+                    raise Refused(503, "ending", "the aggregator ends; the round goes on when it is back")
+                await socket.send_bytes((await back.hello(device.id)).to_bytes())
+                return
     finally:
-        for task in (receiving, *ends):
+        for task in (receiving, *ends, *([answering] if answering is not None else [])):
             task.cancel()
+
+
+def _is_batch(message: WSMessage, device: DeviceId, back: BackHalf) -> bool:
+    """Say whether a message may be a batch; False where the device has closed the connection."""
+    if message.type in (WSMsgType.CLOSE, WSMsgType.CLOSING, WSMsgType.CLOSED, WSMsgType.ERROR):
+        if message.type is WSMsgType.CLOSE and message.data == WSCloseCode.OK:
+            back.left(device)
+        return False
+    if message.type is not WSMsgType.BINARY:
+        raise CodecError(f"expected a batch, got a {message.type.name.lower()} message")
+    return True
 
 
 async def _refuse(socket: web.WebSocketResponse, context: Context, device: Device, error: Exception) -> None:

@@ -5,7 +5,8 @@ from __future__ import annotations
 import numpy as np
 
 from fedge.algorithms import Algorithm, ServerState
-from fedge.protocol.back_device import back_seed, back_terms
+from fedge.layout import Vector
+from fedge.protocol.back_device import back_seed, back_terms, fold, with_back_dual
 from schemas.specs import LocalSpec
 from server_app.back_half import BackHalf, Recipe
 from server_app.blobs import RunFiles
@@ -36,6 +37,18 @@ def back_half_of(
     recipe = Recipe(request, params, None if dual is None else np.asarray(dual, np.float32))
     gather = run.plan.split.gather_seconds
     return BackHalf(recipe, house.back_worker, files.split(number), gather, book.at_work, house.clock)
+
+
+def next_state(
+    algorithm: Algorithm, state: ServerState, book: Book, members: int, back: BackHalf | None, learnt: Vector | None
+) -> ServerState:
+    """Return the state after a round of ``members`` devices in all; ``learnt`` is the back half's delta, if any."""
+    if back is None or learnt is None:
+        return algorithm.server_step(state, book.sums, members)
+    size = sum(book.sizes[device] for device in back.served)
+    fold(book.sums, book.layout, algorithm, size, learnt)
+    after = algorithm.server_step(state, book.sums, members)
+    return with_back_dual(after, state, algorithm, book.layout, learnt)
 
 
 def _local(spec: LocalSpec) -> dict[str, object]:

@@ -41,6 +41,7 @@ from fedge.split.message import state_named
 from fedge.tasks.split_model import Halved, activation_shape
 from fedge.tasks.torch_model import read_tensors, write_tensors
 
+CODEBOOKS_KEPT = 16
 STATES_KEPT = 32
 """So many shared states may be made by others' steps while a device computes with its own."""
 
@@ -106,6 +107,7 @@ class BackRun:
         self.shared: Shared | None = None
         """What devices are given for their next step."""
         self._known: dict[str, Shared] = {}
+        self._books: dict[str, Floats] = {}
         self._is_u_shaped = model.parts.head is not None
         self._turning: dict[str, tuple[int, Floats]] = {}
         """U-shaped: step and z~ of those who have the outputs and owe the gradient by them."""
@@ -131,7 +133,9 @@ class BackRun:
             if grads is not None:
                 sums.add_(self._clipped(grads), alpha=1 / devices)
                 taken += 1
-            seen += [known] if known is not None else []
+            if known is not None:
+                seen.append(known)
+                self._note_codebook(one.device, known[0])
         if taken:
             self._descend(sums, min(1.0, taken / devices))
         self._learn(seen)
@@ -194,9 +198,20 @@ class BackRun:
             sums.add_(params, alpha=self.spec.weight_decay * share)
         params.add_(sums, alpha=-rate)
 
+    def _note_codebook(self, device: str, book: Floats | None) -> None:
+        """Keep the latest codebook of each of some devices: what all share is their median, which no one moves far."""
+        if book is not None:
+            self._books.pop(device, None)
+            self._books[device] = book
+            if len(self._books) > CODEBOOKS_KEPT:
+                self._books.pop(next(iter(self._books)))
+
     def _learn(self, seen: Sequence[Seen]) -> None:
         if self._memory is None or self.options is None or not seen:
             return
+        if self._books:
+            usual = np.median(np.stack(list(self._books.values())), axis=0).astype(np.float32)
+            seen = [(None if book is None else usual, index) for book, index in seen]
         self._memory = self._memory.after(seen)
         options, self._age = self.options, self._age + 1
         if self.shared is not None and self._age < options.refresh_steps:

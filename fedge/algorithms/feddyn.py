@@ -103,4 +103,4 @@ class FedDyn:
         published = np.where(delivered, mean, state.published)
         params = mean + np.where(trained, self.integral_gain / num_devices * h, 0.0)
         dtype = state.params.dtype
-        return ServerState(params.astype(dtype), published.astype(dtype), h)
+        return ServerState(params.astype(dtype), published.astype(dtype), h, state.back_dual)

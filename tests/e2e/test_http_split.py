@@ -296,6 +296,14 @@ async def test_who_trains_front_halves_alone_is_left_out_of_other_runs_and_told_
     assert rounds[0].cohort == ("pi",) and rounds[0].split is None
 
 
+async def test_a_quantizer_that_does_not_fit_the_model_fails_the_run_and_says_why(tmp_path, trainer):
+    async with federating(tmp_path, trainer) as federation:
+        await federation.add("pi", 0)
+        status = await asyncio.wait_for(federation.run(plan(1, split={"subvectors": 7})), SLOW)
+    assert status.phase is RunPhase.FAILED
+    assert "the back half failed" in status.reason and "subvectors that divide" in status.reason
+
+
 async def test_garbage_is_refused_and_harms_nobody(tmp_path, trainer, monkeypatch):
     async with federating(tmp_path, trainer) as federation:
         await federation.add("liar", 0)
@@ -313,6 +321,7 @@ async def test_garbage_is_refused_and_harms_nobody(tmp_path, trainer, monkeypatc
         rejected = dict(federation.service.context.rejections.by_reason)
     assert status.phase is RunPhase.FINISHED and status.metrics["accuracy"] > 0.3
     assert rounds[0].split.devices == ("pi",) and rounds[0].split.batches == 8
+    assert said["taken over"] in (aiohttp.WSMsgType.CLOSED, aiohttp.WSMsgType.ERROR)
     assert said["garbage"] == 1003 and said["words"] == 1003 and said["too long"] == 1009
     assert said["refusal"].startswith("CodecError: expected activations")
     assert (said["other"], said["past"]) == (409, 409)
@@ -335,9 +344,12 @@ async def lie(federation, session, run):
             message = await ws.receive()
             return ws.close_code if message.type is not aiohttp.WSMsgType.BINARY else read_exchange(message.data)
 
+    first = await session.ws_connect(split)
+    assert isinstance(read_exchange((await first.receive()).data), Hello)
     said["garbage"] = await socket(lambda ws: ws.send_bytes(b"\x01\x02garbage"))
     said["words"] = await socket(lambda ws: ws.send_str(json.dumps({"step": 1})))
     said["too long"] = await socket(lambda ws: ws.send_bytes(bytes(1 << 20)))
+    said["taken over"] = (await first.receive()).type
     first = Batch(3, b"no activations", b"no labels")
     said["refusal"] = (await socket(lambda ws: ws.send_bytes(first.to_bytes()))).reason
     for name, batch in (("other", Batch(3, b"others", b"")), ("past", Batch(2, b"", b""))):

@@ -1,4 +1,4 @@
-"""An aggregator that is killed in the middle of split rounds, again and again, makes the model it would have made."""
+"""An aggregator that is killed, or ended, in the middle of split rounds makes the model it would have made."""
 
 import asyncio
 import signal
@@ -22,15 +22,15 @@ PLAN = plan(1, rounds=2, local={"epochs": 3, "batch_size": 20, "learning_rate": 
 
 
 @asynccontextmanager
-async def aggregator(config):
-    """Run an aggregator in a process of its own, and kill it in the end: whatever it is doing."""
+async def aggregator(config, end):
+    """Run an aggregator in a process of its own, and send it the signal ``end`` in the end: whatever it is doing."""
     command = (sys.executable, "-m", "server_app", "serve", "--config", str(config))
     child = await asyncio.create_subprocess_exec(*command, stderr=asyncio.subprocess.DEVNULL)
     try:
         yield child
     finally:
         if child.returncode is None:
-            child.send_signal(signal.SIGKILL)
+            child.send_signal(end)
         await child.wait()
 
 
@@ -53,7 +53,7 @@ async def until_up(client):
 
 
 async def federate(folder, kills):
-    """Return the model of a run whose aggregator is killed once its journal has grown so many times."""
+    """Return the model of a run whose aggregator is ended, again and again, once its journal has grown so far."""
     port, config = free_port(), folder / "server.toml"
     folder.mkdir()
     state_dir = folder / "server"
@@ -63,7 +63,7 @@ async def federate(folder, kills):
     async with Trainer() as trainer, Client(url, tokens[Role.OPERATOR]) as client:
         devices = Federation(None, folder, tokens, trainer, url)
         for kill in (*kills, None):
-            async with aggregator(config):
+            async with aggregator(config, signal.SIGKILL if kill is None else kill[2]):
                 await until_up(client)
                 if run is None:
                     await devices.add("pi", 1)
@@ -80,7 +80,7 @@ async def federate(folder, kills):
 
 async def until_grown(folder, kill):
     """Wait until the journal of the split steps of round ``kill[0]`` has at least ``kill[1]`` bytes."""
-    number, size = kill
+    number, size, _ = kill
     path = folder / f"round-{number}.split"
     while not path.exists() or path.stat().st_size < size:  # noqa: ASYNC110 - a file of another process has no event
         await asyncio.sleep(0.002)
@@ -89,7 +89,7 @@ async def until_grown(folder, kill):
 @pytest.mark.asyncio
 async def test_a_killed_aggregator_makes_the_same_model_to_the_bit(tmp_path):
     calm, expected = await asyncio.wait_for(federate(tmp_path / "calm", ()), 120)
-    kills = [(1, 1500), (2, 600)]
+    kills = [(1, 1500, signal.SIGTERM), (2, 600, signal.SIGKILL)]
     status, model = await asyncio.wait_for(federate(tmp_path / "killed", kills), 120)
     assert calm.phase is status.phase is RunPhase.FINISHED
     assert status.metrics == calm.metrics and status.metrics["accuracy"] > 0.4

@@ -83,3 +83,11 @@ def test_feddyn_refuses_sums_weighted_by_examples():
 def test_feddyn_refuses_what_would_break_its_invariant(call, message):
     with pytest.raises(AlgorithmError, match=message):
         call()
+
+
+def test_the_back_halfs_dual_outlives_rounds_without_it_and_ends_with_its_epoch():
+    dual = np.array([0.0, 2.0, 0.0])
+    state = ServerState(np.zeros(3), np.zeros(3), dual, dual)
+    after = FedDyn().server_step(state, delivered((1.0, [1.0, 1.0, 1.0])), num_devices=4)
+    assert after.back_dual is dual
+    assert after.without_duals().back_dual is None

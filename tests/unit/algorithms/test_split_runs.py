@@ -14,7 +14,7 @@ from fedge.algorithms.base import LocalTerms
 from fedge.algorithms.front import FrontRun
 from fedge.algorithms.local import LocalSpec, train
 from fedge.errors import AlgorithmError, TaskError
-from fedge.split import Coding, Options, Start, write_labels
+from fedge.split import Coding, Options, Start, quantize, write_labels
 from fedge.tasks.base import Dataset
 from fedge.tasks.split_model import Halves, cut, halved
 from fedge.tasks.torch_model import get_params, initialise
@@ -186,3 +186,25 @@ def test_adam_and_targets_that_are_no_class_are_refused():
     data = blobs()
     with pytest.raises(TaskError, match="expected targets of one class"):
         front(data=Dataset(data.inputs, data.inputs[:, 0]))
+
+
+def test_a_liars_codebook_does_not_become_everyones():
+    options = replace(OPTIONS, start=Start.SHARED, refresh_steps=1)
+    honest = [front(options, blobs(seed=k)) for k in range(4)]
+    server = back(options)
+
+    def step(liar):
+        sent = []
+        for k, run in enumerate(honest):
+            made = run.forward(server.shared)
+            sent.append(Sent(str(k), run.next, made.activations, made.labels))
+        if liar:
+            wild = quantize(np.full((8, 32), 1e6, np.float32), options, 0, 1).data
+            sent.append(Sent("liar", 0, wild, write_labels(np.zeros(8, int), 2)))
+        for run, outcome in zip(honest, server.step(sent, len(sent)), strict=False):
+            run.backward(outcome.answer, outcome.loss)
+        assert server.shared is not None and server.shared.codebook is not None
+        return np.abs(server.shared.codebook).max()
+
+    assert step(liar=False) < 100
+    assert step(liar=True) < 100

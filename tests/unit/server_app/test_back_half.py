@@ -218,6 +218,22 @@ def test_who_waits_as_the_round_ends_is_told(tmp_path):
     assert all(isinstance(found, Over) for found in asyncio.run(train()))
 
 
+def test_as_the_aggregator_ends_nobody_is_told_that_the_round_is_over(tmp_path):
+    async def train():
+        run = front(1)
+        made = run.forward()
+        async with running(tmp_path / "journal", gather_seconds=60.0) as back:
+            await back.hello("other")
+            waiting = asyncio.create_task(back.exchange("a", Batch(0, made.activations, made.labels)))
+            await asyncio.sleep(0.05)
+            await back.abandon(is_suspended=True)
+            for asked in (waiting, back.hello("a"), back.exchange("b", Batch(0, b"", b""))):
+                with pytest.raises(Refused, match="503 ending"):
+                    await asked
+
+    asyncio.run(train())
+
+
 def test_a_back_half_that_cannot_be_made_says_why_to_all(tmp_path):
     async def train():
         async with running(tmp_path / "journal", quantizer={"subvectors": 7}) as back:
