@@ -8,6 +8,7 @@ from typing import Any
 
 import numpy as np
 
+from device_app.errors import TrainerDied
 from device_app.trainer import LocalRun, Trained, Trainer
 from fedge.algorithms.base import LocalTerms
 from fedge.layout import Vector
@@ -112,4 +113,7 @@ class Front:
         self, op: str, parts: Sequence[bytes], more: Mapping[str, Any] | None = None
     ) -> tuple[dict[str, Any], list[bytes]]:
         request = {"op": op, "task": self.task, "options": dict(self.options), "key": self.key, **(more or {})}
-        return await self.trainer.ask(request, parts)
+        answer, vectors = await self.trainer.ask(request, parts)
+        if answer["event"] == "unknown":
+            raise TrainerDied("the trainer process that held the front half has ended")
+        return answer, vectors

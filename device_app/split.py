@@ -16,15 +16,16 @@ from __future__ import annotations
 import asyncio
 import logging
 import math
+import time
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Literal
 
 from device_app.errors import NoWebSocket, RoundGone, SpoolError, TrainerError, Unreachable
 from device_app.exchange import Channel, poll_channel, socket_channel
 from device_app.front_trainer import Front
-from device_app.spool import Spool
+from device_app.spool import SplitStep, Spool
 from device_app.trainer import Trained
 from device_app.transport import Link
 from fedge.split.exchange import Answer, Batch, Hello, Over, Refusal
@@ -33,6 +34,7 @@ from schemas.messages import Assignment
 log = logging.getLogger(__name__)
 
 SHARE_OF_TIME = 0.8
+MOST_SECONDS = 1e9
 MAX_ANSWER_BYTES = 1 << 27
 Transport = Literal["auto", "websocket", "poll"]
 
@@ -49,9 +51,14 @@ class SplitTraining:
     polls: bool = False
     shared: bytes = b""
     """The shared state that the next batch is made with."""
+    params: bytes = b""
+    """What the front half is before the next step."""
+    ends_at: float = math.inf
+    """When the loop's clock says that there is no more time for steps."""
     answered: int = 0
     """Steps that were answered."""
-    _ends_at: float = field(default=math.inf)
+    had_no_socket: bool = False
+    """Whether something on the way did not let a WebSocket through, and requests did get through."""
 
     async def run(self) -> Trained:
         """Make the steps and return what came of them.
@@ -62,8 +69,6 @@ class SplitTraining:
             TrainerError: this device cannot make them, or the aggregator has no use for its batches.
             SpoolError: the disk did not take a step.
         """
-        now = asyncio.get_running_loop().time
-        self._ends_at = now() + SHARE_OF_TIME * self.assignment.seconds_left
         while self._goes_on():
             before = self.answered
             try:
@@ -73,7 +78,7 @@ class SplitTraining:
                 if self.transport == "websocket" or self.polls:
                     raise
                 log.warning("no WebSocket, going on by requests", extra={"reason": str(error)})
-                self.polls = True
+                self.polls = self.had_no_socket = True
             except Unreachable as error:
                 if self.answered == before:
                     self.polls = self.transport != "websocket" and not self.polls
@@ -92,7 +97,7 @@ class SplitTraining:
 
     def _goes_on(self) -> bool:
         """Whether there is a step to make, and time for it; the first is made in any case."""
-        is_late = asyncio.get_running_loop().time() > self._ends_at and self.front.done > 0
+        is_late = asyncio.get_running_loop().time() > self.ends_at and self.front.done > 0
         return self.front.next < self.front.steps and not is_late
 
     async def _steps(self, channel: Channel) -> None:
@@ -113,19 +118,27 @@ class SplitTraining:
         if hello.step > self.front.next:
             log.warning("steps skipped", extra={"from": self.front.next, "to": hello.step})
             await self.front.skip(hello.step)
-        if self.front.batch is None and hello.shared:
+        if self.front.batch is None and hello.shared and hello.shared != self.shared:
+            # Kept before anything is made with it: after a power cut the same batch has to be made again.
             self.shared = hello.shared
+            await self._keep()
 
     async def _take(self, answer: Answer | Refusal | Over) -> None:
         if isinstance(answer, Over):
             raise RoundGone(answer.reason, "round_over")
         if isinstance(answer, Refusal):
             raise TrainerError(f"the aggregator took no step {answer.step}: {answer.reason}")
-        params = await self.front.backward(answer.gradient, answer.loss)
+        self.params = await self.front.backward(answer.gradient, answer.loss)
         self.answered += 1
         self.shared = answer.shared or self.shared
+        await self._keep()
+
+    async def _keep(self) -> None:
+        """Write down where this device is."""
+        left = self.ends_at - asyncio.get_running_loop().time()
+        kept = SplitStep(self.front.next, self.params, self.shared, time.time() + min(left, MOST_SECONDS))
         try:
-            await asyncio.to_thread(self.spool.write_split, self.assignment, self.front.next, params, self.shared)
+            await asyncio.to_thread(self.spool.write_split, self.assignment, kept)
         except SpoolError as error:
             # The step is made. Without the checkpoint a power cut would cost this device what it learnt since the last.
             log.warning("step not written down", extra={"step": self.front.next, "reason": str(error)})

@@ -21,6 +21,7 @@ from __future__ import annotations
 import hashlib
 import io
 import logging
+import struct
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -47,6 +48,20 @@ from schemas.pipe import pack_parcel, read_parcel
 log = logging.getLogger(__name__)
 
 UPDATE_ID_BYTES = 16
+_SPLIT_HEAD = struct.Struct("<Id")
+
+
+@dataclass(frozen=True, slots=True)
+class SplitStep:
+    """Where a front half is: ``step`` comes next, from ``params``, float32, with the ``shared`` state.
+
+    ``ends_at``: seconds since 1970 when its round has no more time for steps.
+    """
+
+    step: int
+    params: bytes
+    shared: bytes
+    ends_at: float
 
 
 @dataclass(frozen=True, slots=True)
@@ -149,12 +164,13 @@ class Spool:
             raise StateLost(f"expected {size} float32 of state {held.state} in {name}, got {len(data)} bytes")
         return np.frombuffer(data, np.float32, -1, len(head))
 
-    def write_split(self, assignment: Assignment, step: int, params: bytes, shared: bytes) -> None:
-        """Keep where the steps of ``assignment`` are: ``step`` comes next, from ``params``, float32."""
-        self._write_parts(self.folder / _split(assignment), step.to_bytes(4, "little"), [params, shared])
+    def write_split(self, assignment: Assignment, kept: SplitStep) -> None:
+        """Keep where the steps of ``assignment`` are."""
+        head = _SPLIT_HEAD.pack(kept.step, kept.ends_at)
+        self._write_parts(self.folder / _split(assignment), head, [kept.params, kept.shared])
 
-    def read_split(self, assignment: Assignment, size: int) -> tuple[int, bytes, bytes] | None:
-        """Return step, params float32 ``[size]`` and shared state of ``assignment``; None where no step was kept."""
+    def read_split(self, assignment: Assignment, size: int) -> SplitStep | None:
+        """Return where the steps of ``assignment`` are, params float32 ``[size]``; None where nothing was kept."""
         path = self.folder / _split(assignment)
         if not path.exists():
             return None
@@ -163,9 +179,10 @@ class Spool:
         except StateLost as error:
             log.warning("split steps lost, beginning again", extra={"reason": str(error)})
             return None
-        if len(head) != 4 or len(parts) != 2 or len(parts[0]) != 4 * size:
+        if len(head) != _SPLIT_HEAD.size or len(parts) != 2 or len(parts[0]) != 4 * size:
             return None
-        return int.from_bytes(head, "little"), parts[0], parts[1]
+        step, ends_at = _SPLIT_HEAD.unpack(head)
+        return SplitStep(step, parts[0], parts[1], ends_at)
 
     def write_update(self, assignment: Assignment, update: StoredUpdate) -> None:
         """Keep ``update``, which answers ``assignment``."""

@@ -16,14 +16,18 @@ import asyncio
 import hashlib
 import logging
 import math
+import time
+from contextlib import suppress
+
+import numpy as np
 
 from device_app.client import Client
 from device_app.downloads import Downloads
-from device_app.errors import Declined, RoundGone, StateLost, TrainerError, Unreachable
+from device_app.errors import Declined, RoundGone, StateLost, TrainerDied, TrainerError, Unreachable
 from device_app.front_trainer import Front, FrontSpec
 from device_app.profile import Identity, describe_tasks, introduction
-from device_app.split import SplitTraining
-from device_app.spool import Spool, StoredUpdate, update_id
+from device_app.split import SHARE_OF_TIME, SplitTraining
+from device_app.spool import SplitStep, Spool, StoredUpdate, update_id
 from device_app.trainer import Description, LocalRun, Trained, Trainer
 from fedge import algorithms, feedback
 from fedge.algorithms.base import Algorithm, LocalTerms
@@ -69,6 +73,7 @@ class Duties:
         self._identity: Identity | None = None
         self._unsent = ""
         self._polls = False
+        self._ends: dict[tuple[str, int], float] = {}
 
     async def introduce(self) -> Identity:
         """Tell the aggregator what this device can train, once in the life of this process; return who it is.
@@ -91,6 +96,8 @@ class Duties:
         asked_at, wait = loop.time(), self.config.wait_seconds
         named = None if pending is None else (pending.assignment.run, pending.assignment.round)
         work = await self.client.poll(wait, named)
+        if (asked := work.assignment) is not None:
+            self._ends = {(asked.run, asked.round): loop.time() + SHARE_OF_TIME * asked.seconds_left}
         is_empty = work.assignment is None and work.receipt is None
         if is_empty and loop.time() - asked_at < min(HASTY_SECONDS, wait / 2):
             return Failed("the aggregator did not hold the poll")
@@ -123,7 +130,7 @@ class Duties:
         except StateLost as error:
             return Refused(Refusal.STATE_LOST, str(error))
         except _Halfway as halfway:
-            return Failed(str(halfway.error), halfway.error.retry_after_seconds, has_progress=True)
+            return Failed(str(halfway), halfway.retry_after, has_progress=True)
         except (TrainerError, FedgeError) as error:
             return Refused(Refusal.TRAINING_FAILED, str(error))
         await asyncio.to_thread(self.spool.write_update, assignment, update)
@@ -239,7 +246,7 @@ class Duties:
         """Train the front half, with the aggregator's answers to each step.
 
         Raises:
-            _Halfway: the aggregator is gone, after some steps; they are kept.
+            _Halfway: the aggregator or the trainer is gone, after some steps; they are kept.
         """
         task, options = assignment.task, self._options[assignment.task]
         key = f"{self.config.name} {assignment.run} {assignment.round}"
@@ -247,21 +254,31 @@ class Duties:
         front = Front(self.trainer, task, options, key)
         how = FrontSpec(spec.quantizer, spec.steps, self.config.keeps_tape)
         seed = train_seed(assignment.seed, assignment.round, me.device)
-        await front.open(anchor, terms, local_run(assignment.local), seed, how, kept and kept[:2])
         steps = SplitTraining(self.client.link, self.spool, front, assignment, self.config.split_transport, self._polls)
-        steps.shared = kept[2] if kept else b""
+        steps.shared = kept.shared if kept else b""
+        steps.params = kept.params if kept else np.ascontiguousarray(anchor, np.float32).tobytes()
+        steps.ends_at = self._end_of(assignment, kept)
         try:
+            resume = (kept.step, kept.params) if kept else None
+            await front.open(anchor, terms, local_run(assignment.local), seed, how, resume)
             trained = await steps.run()
-        except Unreachable as error:
+        except (Unreachable, TrainerDied) as error:
             if steps.answered:
                 raise _Halfway(error) from error
             raise
         finally:
-            self._polls = steps.polls
-            await front.drop()
+            self._polls = steps.had_no_socket and steps.answered > 0
+            with suppress(TrainerDied):
+                await front.drop()
         facts = {"run": assignment.run, "round": assignment.round, "steps": front.next, "of": front.steps}
         log.info("front half trained", extra={**facts, "loss": trained.loss, "num_examples": trained.num_examples})
         return trained
+
+    def _end_of(self, assignment: Assignment, kept: SplitStep | None) -> float:
+        """Return when steps for ``assignment`` have to end, by the loop's clock: counted from when it came."""
+        now, share = asyncio.get_running_loop().time(), SHARE_OF_TIME * assignment.seconds_left
+        known = self._ends.get((assignment.run, assignment.round), now + share)
+        return known if kept is None else min(known, now + kept.ends_at - time.time())
 
     def _encode(
         self, state: Participant, assignment: Assignment, device: str, layout: Layout, trained: Trained
@@ -295,11 +312,11 @@ class Duties:
 
 
 class _Halfway(Exception):
-    """The aggregator could not be reached any more after part of the work was done."""
+    """The aggregator, or the trainer, was gone after part of the work was done."""
 
-    def __init__(self, error: Unreachable) -> None:
+    def __init__(self, error: Unreachable | TrainerDied) -> None:
         super().__init__(str(error))
-        self.error = error
+        self.retry_after = error.retry_after_seconds if isinstance(error, Unreachable) else None
 
 
 def _layout(me: Identity, assignment: Assignment) -> Layout:

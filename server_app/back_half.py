@@ -4,11 +4,8 @@
 
 A step is durable before it is taken and taken before anybody hears of it. What the worker process holds is a cache of
 the journal: if the process or the aggregator dies, the same steps with the same batches give the same bits, and every
-device's last answer with them. So a batch is counted once, however often it comes.
-
-The journal, ``server_app.journal``: a record SPLIT_BATCH for each batch of a step, its frame (``fedge.split.exchange``)
-as it came, then SPLIT_STEP: msgpack {"sent": names, "devices": how many were at work}. Batches without a step that
-names them were never taken.
+device's last answer with them. So a batch is counted once, however often it comes. The journal is
+``server_app.split_journal``.
 """
 
 from __future__ import annotations
@@ -16,29 +13,31 @@ from __future__ import annotations
 import asyncio
 import logging
 import math
-from collections.abc import Awaitable, Callable, Generator, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Protocol
 
-import msgpack
 import numpy as np
 
 from fedge.layout import Vector
 from fedge.protocol import gathering
 from fedge.protocol.gathering import Arrived, Came, Dropped, Gathering, Last, Left, Stepped, Take, WakeAt
+from fedge.protocol.ledger import Conflict
 from fedge.protocol.split_counts import Counts
-from fedge.split.exchange import NO_DIGEST, Answer, Batch, Hello, Over, Refusal, read_exchange
+from fedge.split.exchange import NO_DIGEST, Answer, Batch, Hello, Over, Refusal
 from fedge.split.message import most_bytes
 from fedge.split.options import Options
 from schemas.ids import DeviceId
 from schemas.status import SplitStatus
+from server_app.body import Body
 from server_app.errors import JournalError, Refused, ServerError, WorkerDied, WorkerError
-from server_app.journal import Journal, Kind, Record, read_records
+from server_app.journal import Journal
+from server_app.split_journal import records_of, steps_in
 
 log = logging.getLogger(__name__)
 
-TRIES = 3
+TRIES, PAUSE_SECONDS = 3, 1.0
 Parts = Sequence[bytes | memoryview]
 
 
@@ -67,9 +66,10 @@ class Recipe:
 
 @dataclass(slots=True, eq=False)
 class BackHalf:
-    """The back half of one round. ``at_work`` says how many devices train its front half right now.
+    """The back half of one round.
 
-    ``failure``: why it cannot go on, empty while it can.
+    ``at_work`` says how many devices train its front half right now, ``steps_of`` how many steps one has in all.
+    ``failure`` says why it cannot go on, empty while it can; ``is_hopeless`` whether it could not in another round.
     """
 
     recipe: Recipe
@@ -77,14 +77,18 @@ class BackHalf:
     path: Path
     gather_seconds: float
     at_work: Callable[[], int]
+    steps_of: Callable[[DeviceId], int]
     clock: Callable[[], float]
     failure: str = ""
+    is_hopeless: bool = False
     counts: Counts = field(default_factory=Counts)
     over: asyncio.Event = field(default_factory=asyncio.Event)
     is_suspended: bool = False
     """Whether it goes on later: the aggregator ends, and not the round."""
     values: int = 0
     width: int = 0
+    turns: int = 1
+    bodies: dict[DeviceId, Body] = field(default_factory=dict)
     connections: dict[DeviceId, asyncio.Transport] = field(default_factory=dict)
     _state: Gathering = field(init=False)
     _batches: dict[str, Batch] = field(default_factory=dict)
@@ -96,6 +100,7 @@ class BackHalf:
     _inbox: asyncio.Queue[gathering.Event] = field(default_factory=asyncio.Queue)
     _wake_at: float = math.inf
     _journal: Journal | None = None
+    _is_abandoned: bool = False
     _is_open: asyncio.Event = field(default_factory=asyncio.Event)
     _busy: asyncio.Lock = field(default_factory=asyncio.Lock)
 
@@ -123,7 +128,7 @@ class BackHalf:
         shared = self._news(device)
         found = Hello(0, NO_DIGEST, shared) if last is None else Hello(last.step + 1, last.digest, shared)
         self.counts.shared += len(shared)
-        self.counts.overhead_down += len(found.to_bytes()) - len(shared)
+        self.counts.greetings += len(found.to_bytes()) - len(shared)
         return found
 
     async def exchange(self, device: DeviceId, batch: Batch) -> Answer | Refusal | Over:
@@ -135,6 +140,8 @@ class BackHalf:
         await self.ready()
         if self.over.is_set():
             return self._over(batch.step)
+        if batch.step >= self.turns * self.steps_of(device):
+            raise Conflict(f"expected steps below {self.turns * self.steps_of(device)} of {device}, got {batch.step}")
         last = Last(batch.step, batch.digest)
         if gathering.is_repeat(self._state, device, last):
             self.counts.repeats += 1
@@ -152,15 +159,17 @@ class BackHalf:
         """Return the answer to the batch of ``step``, once it is there.
 
         Raises:
-            Refused: 404, there is no such batch.
+            Refused: 409, there is no such batch, or none any more.
         """
         await self.ready()
         waiter = self._waiters.get(device)
         if waiter is not None:
             ended = asyncio.create_task(self.over.wait())
             either: set[asyncio.Future[Any]] = {waiter, ended}
-            await asyncio.wait(either, return_when=asyncio.FIRST_COMPLETED)
-            ended.cancel()
+            try:
+                await asyncio.wait(either, return_when=asyncio.FIRST_COMPLETED)
+            finally:
+                ended.cancel()
             if waiter.done():
                 waiter.result()
         found = self._answers.get(device)
@@ -172,11 +181,13 @@ class BackHalf:
             return Answer(step, found.loss, found.gradient, shared)
         if self.over.is_set():
             return self._over(step)
-        raise Refused(404, "unknown_step", f"expected a step of {device} that was sent, got {step}")
+        raise Refused(409, "unknown_step", f"expected a step that {device} has sent, got {step}; send its batch again")
 
     def most_bytes(self) -> int:
         """Return the most bytes that a frame of a device may have."""
         examples, settings = int(self.recipe.request["batch_size"]), self.recipe.request["quantizer"]
+        if not self.values:
+            return 1 << 16  # it could not be made, and says so
         between = 64 + examples * (8 + 4 * self.width)
         if settings is None:
             return max(between, 64 + examples * (4 * self.values + 1))
@@ -205,11 +216,16 @@ class BackHalf:
                         await self._go_on()
                 await self._next()
         except (ServerError, OSError) as error:
-            log.error("back half failed", extra={"journal": str(self.path), "why": str(error)})
-            self.failure = str(error) or type(error).__name__
-            self.over.set()
+            self._fail(error)
         finally:
             self._is_open.set()
+
+    def _fail(self, error: Exception) -> None:
+        log.error("back half failed", extra={"journal": str(self.path), "why": str(error)})
+        self.failure = str(error) or type(error).__name__
+        # What a task or a plan cannot do it cannot do in the next round either; processes and disks may recover.
+        self.is_hopeless = isinstance(error, WorkerError) and not isinstance(error, WorkerDied)
+        self.over.set()
 
     async def close(self) -> Vector | None:
         """Take no more steps; return what training changed, float32 ``[d]``, None where no step was taken.
@@ -232,7 +248,7 @@ class BackHalf:
 
     async def abandon(self, is_suspended: bool = False) -> None:
         """Take no more steps: what was done is of no use, or if it is suspended will be done again from the journal."""
-        self.is_suspended = is_suspended
+        self.is_suspended, self._is_abandoned = is_suspended, True
         self.over.set()
         self._inbox.put_nowait(gathering.Tick())
         async with self._busy:
@@ -269,11 +285,9 @@ class BackHalf:
     async def _take(self, asked: Take) -> None:
         sent = [(name, self._batches[name]) for name in asked.devices]
         at_work = max(self.at_work(), len(sent))
-        records = [Record(Kind.SPLIT_BATCH, name, batch.to_bytes()) for name, batch in sent]
-        body = bytes(msgpack.packb({"sent": list(asked.devices), "devices": at_work}))
         assert self._journal is not None
         try:
-            await asyncio.to_thread(self._journal.append, [*records, Record(Kind.SPLIT_STEP, "", body)])
+            await asyncio.to_thread(self._journal.append, records_of(sent, at_work))
         except (OSError, JournalError) as error:
             self._drop(asked.devices, error)
             return
@@ -346,26 +360,31 @@ class BackHalf:
     async def _again(self) -> None:
         """Make the back half from the journal, as it was when the last step in it was taken."""
         self._is_open.clear()  # nobody gets the answer of a step that is taken up again for a later one's
-        for attempt in range(TRIES):
-            try:
-                await self._replay()
-            except WorkerDied:
-                if attempt == TRIES - 1:
-                    raise
-            else:
-                self._is_open.set()
-                return
+        try:
+            for attempt in range(TRIES):
+                try:
+                    return await self._replay()
+                except WorkerDied:
+                    if attempt == TRIES - 1:
+                        raise
+                    await asyncio.sleep(PAUSE_SECONDS * attempt)
+        except (ServerError, OSError) as error:
+            self._fail(error)
+            raise
+        finally:
+            self._is_open.set()
 
     async def _replay(self) -> None:
         if self._journal is None:
             self._journal = await asyncio.to_thread(Journal.open, self.path, lambda record: None)
         head, _ = await self.worker.ask(self.recipe.request, self.recipe.parts)
-        self.values, self.width = int(head["values"]), int(head["width"])
-        self.counts, self._shared = Counts(repeats=self.counts.repeats), b""
+        self.values, self.width, self.turns = (int(head[name]) for name in ("values", "width", "turns"))
+        now = self.counts
+        self.counts, self._shared = Counts(repeats=now.repeats, shared=now.shared, greetings=now.greetings), b""
         self._served.clear()
-        steps = _steps(self.path)
+        steps = steps_in(self.path)
         try:
-            while (found := await asyncio.to_thread(next, steps, None)) is not None:
+            while not self._is_abandoned and (found := await asyncio.to_thread(next, steps, None)) is not None:
                 await self._step(*found)
         finally:
             await asyncio.to_thread(steps.close)
@@ -376,17 +395,3 @@ class BackHalf:
         except WorkerDied:
             await self._again()
             return await self.worker.ask(request)
-
-
-def _steps(path: Path) -> Generator[tuple[list[tuple[str, Batch]], int], None, None]:
-    """Yield what each step in a journal was taken with, and how many devices were at work."""
-    pending: dict[str, Batch] = {}
-    with path.open("rb") as file:
-        for record, _ in read_records(file):
-            if record.kind is Kind.SPLIT_BATCH:
-                frame = read_exchange(record.body)
-                if isinstance(frame, Batch):
-                    pending[record.device] = frame
-            elif record.kind is Kind.SPLIT_STEP:
-                head = msgpack.unpackb(record.body)
-                yield [(name, pending.pop(name)) for name in head["sent"]], int(head["devices"])

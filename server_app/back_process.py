@@ -1,8 +1,9 @@
 """What the worker process does for split training: holds the back half of one round, and takes its steps.
 
     {"ask": "split_open", "task", "pull", "local", "quantizer", "seed", "batch_size", "where"} + anchor [d], [dual [d]]
-                                                          -> {"values": d, "width": m}: what goes into the back half
-                                                             and comes out of it, of an example
+                                                          -> {"values": d, "width": m, "turns": 1 or 2}: what goes
+                                                             into the back half and comes out of it, of an example,
+                                                             and how many exchanges a step has
     {"ask": "split_step", "devices": n, "sent": [[device, step], ..]} + (activations, labels) of each
                                                           -> {"outcomes": [[loss, values up, values down, refusal], ..]}
                                                              + an answer of each + the shared state, "" where none
@@ -17,12 +18,14 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
+import torch
 
 from fedge.algorithms.back import BackRun, Sent
 from fedge.algorithms.base import LocalTerms
 from fedge.algorithms.local import LocalSpec
 from fedge.errors import TaskError
 from fedge.split import Options
+from fedge.split.message import MOST_VALUES
 from fedge.tasks.base import load
 from fedge.tasks.split_model import halved
 
@@ -33,6 +36,7 @@ class BackProcess:
     """The back half of the round that was opened last."""
 
     def __init__(self) -> None:
+        torch.set_num_threads(1)  # with more the same steps may not give the same bits
         self._run: BackRun | None = None
 
     def answer(self, request: Mapping[str, Any], parts: Sequence[bytes]) -> Answer:
@@ -56,6 +60,11 @@ class BackProcess:
         task = load(request["task"])
         model = halved(task, task.model(0).to(request["where"]))
         values, settings = int(np.prod(model.shape)), request["quantizer"]
+        if request["batch_size"] * values > MOST_VALUES:
+            got = f"{request['batch_size']} x {values}"
+            raise TaskError(
+                f"split: expected batches of {MOST_VALUES} activations or fewer, got {got}; lower batch_size"
+            )
         anchor, *dual = (np.frombuffer(part, np.float32) for part in parts)
         self._run = BackRun(
             model,
@@ -67,7 +76,7 @@ class BackProcess:
             request["seed"],
             request["batch_size"] * values,
         )
-        return {"values": values, "width": self._run.width}, []
+        return {"values": values, "width": self._run.width, "turns": self._run.turns}, []
 
     def _step(self, request: Mapping[str, Any], parts: Sequence[bytes]) -> Answer:
         run = self._opened()

@@ -93,6 +93,11 @@ class Book:
         fronts = [device for device, asked in self.assignments.items() if asked.split is not None]
         return sum(device in self.fetched and self.wants(device) for device in fronts)
 
+    def split_steps(self, device: DeviceId) -> int:
+        """Return how many steps of its front half ``device`` was asked for."""
+        asked = self.assignments.get(device)
+        return 0 if asked is None or asked.split is None else asked.split.steps
+
     def wants(self, device: DeviceId) -> bool:
         """Whether ``device`` was asked and still owes something in this round."""
         invited = self.round.is_open and self.asked(device) is not None

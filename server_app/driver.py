@@ -37,8 +37,8 @@ from fedge.protocol.coordinator import (
 )
 from fedge.protocol.staleness import late_receipts
 from schemas.ids import DeviceId
-from schemas.messages import Assignment, Receipt
-from schemas.status import RoundPhase, RoundStatus, RunPhase, SplitStatus, Traffic
+from schemas.messages import Receipt
+from schemas.status import RoundPhase, RoundStatus, RunPhase, Traffic
 from server_app.back_half import BackHalf
 from server_app.blobs import RunFiles, load_state, save_state
 from server_app.book import Book
@@ -53,8 +53,6 @@ from server_app.split_round import back_half_of, next_state
 log = logging.getLogger(__name__)
 
 NEVER = float("inf")
-Asked = Mapping[DeviceId, Assignment]
-Members = Mapping[DeviceId, Member]
 
 
 class Driver:
@@ -146,7 +144,7 @@ class Driver:
     def round_status(self) -> RoundStatus | None:
         """Return the round under way; None before the first and after the last."""
         if self.book is not None:
-            return self.book.round_status(self.traffic(), split=self._split_status())
+            return self.book.round_status(self.traffic(), split=self.back.status() if self.back else None)
         if self.run.phase is RunPhase.RUNNING and not self.run.progress.has_all_rounds:
             return RoundStatus(round=self.run.progress.round, phase=RoundPhase.SELECTING, traffic=self.traffic())
         return None
@@ -220,11 +218,8 @@ class Driver:
     async def _run_back(self, back: BackHalf) -> None:
         await back.run()
         if back.failure:
-            self._failure = back.failure
-            self._inbox.put_nowait(coordinator.Cancelled(back.failure))
-
-    def _split_status(self) -> SplitStatus | None:
-        return None if self.back is None else self.back.status()
+            self._failure = back.failure if back.is_hopeless else ""
+            self._inbox.put_nowait(coordinator.Cancelled(f"the back half failed: {back.failure}"))
 
     # Collecting
 
@@ -291,7 +286,12 @@ class Driver:
 
     async def _close(self, book: Book) -> None:
         await self._seal(book)
-        learnt = None if self.back is None else await self.back.close()
+        try:
+            learnt = None if self.back is None else await self.back.close()
+        except WorkerError as error:
+            book.round = replace(book.round, phase=RoundPhase.ABANDONED, reason=f"the back half failed: {error}")
+            await self._abandon(book, book.round.reason)
+            return
         state = await asyncio.to_thread(self._next_state, book, learnt)
         book.round, _ = coordinator.step(book.round, Aggregated(), self.house.clock())
         epoch = self.run.dual_epoch + book.is_dual_lost()
@@ -339,7 +339,7 @@ class Driver:
         applied = {device: receipt.round for device, receipt in receipts.items() if receipt.applied}
         moved = [replace(self.members[d], dual_epoch=epoch, last_applied=asked) for d, asked in applied.items()]
         previous = self.run.state_round
-        status = book.round_status(self.traffic(), self.house.wall_clock(), self._split_status())
+        status = book.round_status(self.traffic(), self.house.wall_clock(), self.back.status() if self.back else None)
         self._mark = plus(self._mark, status.traffic)
         async with self.record.writing:
             totals = add_round(run.totals, status)

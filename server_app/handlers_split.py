@@ -30,6 +30,7 @@ from server_app.context import Context
 from server_app.devices import Device
 from server_app.errors import Refused
 from server_app.handlers_device import FRAMES, authenticate, round_number, seconds_to_wait
+from server_app.intake import round_over
 from server_app.problems import as_refused
 
 log = logging.getLogger(__name__)
@@ -59,10 +60,17 @@ async def split_step(request: web.Request) -> web.StreamResponse:
         raise Refused(415, "media_type", f"expected {FRAMES}, got {request.content_type}")
     await back.ready()
     body = Body(request.content, back.most_bytes(), context.config.min_upload_bytes_per_second)
+    if (before := back.bodies.get(device.id)) is not None:
+        before.cut()  # of two at a time the first is likely dead
+    back.bodies[device.id] = body
     data = bytearray()
-    async with body.arriving():
-        async for piece in body.pieces():
-            data += piece
+    try:
+        async with body.arriving():
+            async for piece in body.pieces():
+                data += piece
+    finally:
+        if back.bodies.get(device.id) is body:
+            del back.bodies[device.id]
     if body.is_cut:
         raise ConnectionResetError("a batch broke off")
     return await _within(request, context, partial(back.exchange, device.id, _batch(bytes(data))))
@@ -79,6 +87,8 @@ async def _back_half(request: web.Request, context: Context, device: DeviceId) -
     asked, driver = book.assignment(device, number), context.federation.driver
     if asked.split is None or driver is None or driver.back is None:
         raise Refused(409, "not_split", f"{device} was asked to train the whole model in round {number} of {book.run}")
+    if not book.wants(device):
+        raise round_over(book.run, number)
     return driver.back
 
 
@@ -91,6 +101,8 @@ async def _within(
     waits: set[asyncio.Future[Any]] = {doing, ending}
     try:
         await asyncio.wait(waits, timeout=wait, return_when=asyncio.FIRST_COMPLETED)
+        if not doing.done() and ending.done():
+            raise Refused(503, "ending", "the aggregator ends; the round goes on when it is back")
         return _answer(doing.result()) if doing.done() else web.Response(status=204)
     finally:
         doing.cancel()

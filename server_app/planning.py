@@ -87,4 +87,5 @@ def join(run: RunRow, eligible: Iterable[Device], known: Mapping[DeviceId, Membe
 def standing(run: RunRow, member: Member, device: Device, is_stateful: bool) -> Standing:
     """Return what is on record of ``device``. Where the algorithm keeps no dual, no round needs to be remembered."""
     counts = is_stateful and member.dual_epoch == run.dual_epoch
-    return Standing(member.relative_size, member.last_applied if counts else 0, device.profile.limits)
+    last_applied, limits = member.last_applied if counts else 0, device.profile.limits
+    return Standing(member.relative_size, last_applied, limits, member.num_examples)

@@ -36,7 +36,8 @@ def back_half_of(
     }
     recipe = Recipe(request, params, None if dual is None else np.asarray(dual, np.float32))
     gather = run.plan.split.gather_seconds
-    return BackHalf(recipe, house.back_worker, files.split(number), gather, book.at_work, house.clock)
+    path = files.split(number)
+    return BackHalf(recipe, house.back_worker, path, gather, book.at_work, book.split_steps, house.clock)
 
 
 def next_state(

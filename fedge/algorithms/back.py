@@ -5,7 +5,8 @@
 n is how many devices are at work in the round and not how many came together. So it hardly matters how they come: all
 at once they take one whole step, one after the other n parts of one, and who never comes is missing and no more. The
 algorithm's part, which is for one whole step, is taken K/n times too. Each g_k is cut to ``clip_norm``: whoever sends
-activations that are of no model moves w_s by η·clip_norm/n and not further.
+activations that are of no model moves w_s by η·clip_norm/n and not further. Running statistics, and the codebook that
+all share, move by the median over the latest batches of some devices: among three or more, one that lies has no say.
 
 To the algorithm the back half is a device of its own, with the examples of all whose front halves it serves: its delta
 enters the mean of the back segments beside those of devices that train the whole model, and under FedDyn it has a dual.
@@ -22,8 +23,9 @@ again after a crash.
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from typing import TypeVar
 
 import numpy as np
 import torch
@@ -41,9 +43,12 @@ from fedge.split.message import state_named
 from fedge.tasks.split_model import Halved, activation_shape
 from fedge.tasks.torch_model import read_tensors, write_tensors
 
-CODEBOOKS_KEPT = 16
-STATES_KEPT = 32
-"""So many shared states may be made by others' steps while a device computes with its own."""
+DEVICES_KEPT = 16
+"""Of so many devices the latest codebook, and the latest change of buffers, are kept: their median is what counts."""
+STATES_KEPT, STATE_BYTES_KEPT = 32, 1 << 25
+"""So many shared states, or more that take no more room, may be made while a batch is on its way."""
+
+Kept = TypeVar("Kept")
 
 
 @dataclass(frozen=True, slots=True)
@@ -108,6 +113,7 @@ class BackRun:
         """What devices are given for their next step."""
         self._known: dict[str, Shared] = {}
         self._books: dict[str, Floats] = {}
+        self._changes: dict[str, dict[str, Tensor]] = {}
         self._is_u_shaped = model.parts.head is not None
         self._turning: dict[str, tuple[int, Floats]] = {}
         """U-shaped: step and z~ of those who have the outputs and owe the gradient by them."""
@@ -125,21 +131,29 @@ class BackRun:
                 outcome, grads, known = self._work(one)
             except (FedgeError, IndexError, RuntimeError, ValueError) as error:
                 # Whatever a stranger's numbers make of other people's code is the stranger's fault.
-                for name, tensor in before.items():
-                    self.tensors[name].copy_(tensor)
+                self._put_back(before)
                 outcomes.append(Outcome(refusal=f"{type(error).__name__}: {error}"[:300]))
                 continue
             outcomes.append(outcome)
+            self._note_changes(one.device, before)
             if grads is not None:
                 sums.add_(self._clipped(grads), alpha=1 / devices)
                 taken += 1
             if known is not None:
                 seen.append(known)
                 self._note_codebook(one.device, known[0])
+        worked = sum(not outcome.refusal for outcome in outcomes)
+        if worked:
+            self._move_buffers(min(1.0, worked / devices))
         if taken:
             self._descend(sums, min(1.0, taken / devices))
         self._learn(seen)
         return outcomes
+
+    @property
+    def turns(self) -> int:
+        """How many exchanges a step has: two where the device has the head."""
+        return 2 if self._is_u_shaped else 1
 
     @property
     def delta(self) -> Vector:
@@ -198,13 +212,27 @@ class BackRun:
             sums.add_(params, alpha=self.spec.weight_decay * share)
         params.add_(sums, alpha=-rate)
 
+    def _put_back(self, buffers: Mapping[str, Tensor]) -> None:
+        for name, tensor in buffers.items():
+            self.tensors[name].copy_(tensor)
+
+    def _note_changes(self, device: str, before: Mapping[str, Tensor]) -> None:
+        """Keep by how much a batch moved the buffers, running statistics and the like, and put them back."""
+        if before:
+            _keep(self._changes, device, {name: self.tensors[name] - tensor for name, tensor in before.items()})
+            self._put_back(before)
+
+    def _move_buffers(self, share: float) -> None:
+        """Move the buffers by the median of what the latest batch of each of some devices did."""
+        for name in self._buffers if self._changes else ():
+            changes, tensor = torch.stack([change[name] for change in self._changes.values()]), self.tensors[name]
+            usual = changes.float().quantile(0.5, 0)
+            tensor.add_(usual * share if tensor.is_floating_point() else usual.round().to(tensor.dtype))
+
     def _note_codebook(self, device: str, book: Floats | None) -> None:
         """Keep the latest codebook of each of some devices: what all share is their median, which no one moves far."""
         if book is not None:
-            self._books.pop(device, None)
-            self._books[device] = book
-            if len(self._books) > CODEBOOKS_KEPT:
-                self._books.pop(next(iter(self._books)))
+            _keep(self._books, device, book)
 
     def _learn(self, seen: Sequence[Seen]) -> None:
         if self._memory is None or self.options is None or not seen:
@@ -218,9 +246,16 @@ class BackRun:
             return  # a little older it serves as well, and every device has to be given a new one
         self._age = 0
         self.shared = self._memory.publish(options.start is not Start.FRESH, options.coding is Coding.SHARED)
-        self._known[self.shared.id] = self.shared
-        if len(self._known) > STATES_KEPT:
-            self._known.pop(next(iter(self._known)))
+        size = len(self.shared.to_bytes())
+        _keep(self._known, self.shared.id, self.shared, max(STATES_KEPT, STATE_BYTES_KEPT // size))
+
+
+def _keep(kept: dict[str, Kept], name: str, value: Kept, most: int = DEVICES_KEPT) -> None:
+    """Keep ``value`` as the youngest of at most so many."""
+    kept.pop(name, None)
+    kept[name] = value
+    if len(kept) > most:
+        kept.pop(next(iter(kept)))
 
 
 def _alone(layout: Layout) -> Layout:

@@ -2,10 +2,12 @@
 
 It has the examples of all whose front halves it serves, its delta enters the means of the back segments beside those
 of devices that train the whole model, and where devices have duals it has one: h stays the sum of all of them.
+FedDyn's m counts all devices in every segment, so in a run of front halves alone the back half gets h/m in a round.
 """
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable
 from dataclasses import replace
 
@@ -20,7 +22,7 @@ from schemas.messages import Assignment
 
 def back_terms(state: ServerState, fronts: Iterable[Assignment], algorithm: Algorithm) -> LocalTerms:
     """Return what the algorithm adds to the gradient of the back half; ``fronts`` are the assignments it serves."""
-    return algorithm.local_terms(state.back_dual, sum(asked.relative_size for asked in fronts))
+    return algorithm.local_terms(state.back_dual, math.fsum(asked.relative_size for asked in fronts))
 
 
 def back_seed(seed: int, round_number: int) -> int:

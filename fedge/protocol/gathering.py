@@ -37,13 +37,17 @@ class Last:
 
 @dataclass(frozen=True, slots=True)
 class Gathering:
-    """Who is waited for, what waits, and what was taken. ``waiting`` is in the order of arrival."""
+    """Who is waited for, what waits, and what was taken. ``waiting`` is in the order of arrival.
+
+    ``missed`` are those who missed a step and have not sent since: that they are there again is not enough.
+    """
 
     gather_seconds: float
     present: frozenset[str] = frozenset()
     waiting: Mapping[str, Last] = field(default_factory=dict)
     taken: Mapping[str, Last] = field(default_factory=dict)
     under_way: frozenset[str] = frozenset()
+    missed: frozenset[str] = frozenset()
     first_at: float | None = None
     most: int = MOST_AT_ONCE
 
@@ -133,13 +137,14 @@ def step(state: Gathering, event: Event, now: float) -> tuple[Gathering, list[Ac
     """
     match event:
         case Came(device):
-            state = replace(state, present=state.present | {device})
+            state = replace(state, present=state.present | ({device} - state.missed))
         case Arrived(device, batch):
             if is_repeat(state, device, batch):
                 return state, []
             first_at = now if state.first_at is None else state.first_at
             waiting = {**state.waiting, device: batch}
-            state = replace(state, present=state.present | {device}, waiting=waiting, first_at=first_at)
+            present, missed = state.present | {device}, state.missed - {device}
+            state = replace(state, present=present, missed=missed, waiting=waiting, first_at=first_at)
         case Left(device):
             state = replace(state, present=state.present - {device})
         case Stepped(batches):
@@ -162,5 +167,6 @@ def _decide(state: Gathering, now: float) -> tuple[Gathering, list[Action]]:
     until = state.first_at + state.gather_seconds
     if state.present <= state.waiting.keys() or len(devices) == state.most or now >= until:
         missed = state.present - state.waiting.keys() if now >= until else frozenset()
-        return replace(state, present=state.present - missed, under_way=frozenset(devices)), [Take(devices)]
+        present, missed = state.present - missed, state.missed | missed
+        return replace(state, present=present, missed=missed, under_way=frozenset(devices)), [Take(devices)]
     return state, [WakeAt(until)]

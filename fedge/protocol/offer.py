@@ -18,9 +18,10 @@ from fedge.seeds import derive
 from schemas.ids import RunId
 from schemas.messages import Assignment, Outcome, Receipt
 from schemas.plan import Plan
-from schemas.specs import Half, Limits, Trains
+from schemas.specs import Half, Limits, SplitSpec, Trains
 from schemas.status import RoundPhase
 
+MAX_STEPS = 1_000_000
 MAX_RELATIVE_SIZE = 10.0
 """No device counts for more than this many mean devices, whatever it says it has."""
 
@@ -30,12 +31,14 @@ class Standing:
     """What the aggregator remembers of a device in a run.
 
     ``relative_size`` is w_k = n_k / mean(n) (``counted_size``, ``mean_size``), fixed when the device first takes part;
-    ``last_applied`` the last round of the present dual epoch in which any segment of it was applied, 0 if none.
+    ``last_applied`` the last round of the present dual epoch in which any segment of it was applied, 0 if none;
+    ``num_examples`` what counts of its examples.
     """
 
     relative_size: float
     last_applied: int
     limits: Limits
+    num_examples: int = 0
 
 
 def mean_size(sizes: Iterable[int]) -> float:
@@ -115,8 +118,16 @@ def assign(
         seconds_left=max(0.0, round.opened_at + round.quota.max_seconds - now),
         dual_epoch=dual_epoch,
         last_applied=standing.last_applied,
-        split=plan.split if half == "front" else None,
+        split=_steps_settled(plan, standing.num_examples) if half == "front" else None,
     )
+
+
+def _steps_settled(plan: Plan, num_examples: int) -> SplitSpec | None:
+    """Return the plan's split with the number of steps settled, which both ends then hold to."""
+    if plan.split is None or plan.split.steps:
+        return plan.split
+    steps = plan.local.epochs * max(1, -(-num_examples // plan.local.batch_size))
+    return plan.split.model_copy(update={"steps": min(steps, MAX_STEPS)})
 
 
 def certify(run: str, round: Round, ledger: Ledger, device: str, asked_in: int | None = None) -> Receipt:

@@ -10,7 +10,7 @@ from fedge.split.exchange import Answer, Batch
 from schemas.ids import DeviceId
 from schemas.status import SplitStatus, Traffic
 
-ANSWER_HEAD = len(Answer(0, 0.0, b"").to_bytes())
+BATCH_HEAD, ANSWER_HEAD = len(Batch(0, b"", b"").to_bytes()), len(Answer(0, 0.0, b"").to_bytes())
 
 
 @dataclass(slots=True)
@@ -28,6 +28,7 @@ class Counts:
     shared: int = 0
     overhead_up: int = 0
     overhead_down: int = 0
+    greetings: int = 0
     float32_up: int = 0
     float32_down: int = 0
 
@@ -39,12 +40,11 @@ class Counts:
 
     def note(self, batch: Batch, answer: Answer, values_up: int, values_down: int) -> None:
         """Count a batch that was taken, and how many numbers it and its answer stand for."""
-        payload = len(batch.activations) + len(batch.labels)
         self.batches += 1
         self.activations += len(batch.activations)
         self.labels += len(batch.labels)
         self.gradients += len(answer.gradient)
-        self.overhead_up += len(batch.to_bytes()) - payload
+        self.overhead_up += BATCH_HEAD
         self.overhead_down += ANSWER_HEAD
         self.float32_up += 4 * values_up
         self.float32_down += 4 * values_down
@@ -62,6 +62,6 @@ class Counts:
             labels=self.labels,
             gradients=self.gradients,
             shared=self.shared,
-            overhead=Traffic(up=self.overhead_up, down=self.overhead_down),
+            overhead=Traffic(up=self.overhead_up, down=self.overhead_down + self.greetings),
             float32_bytes=Traffic(up=self.float32_up, down=self.float32_down),
         )

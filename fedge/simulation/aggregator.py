@@ -236,7 +236,8 @@ class Aggregator:
 
     def _invite(self, devices: tuple[str, ...]) -> None:
         for device in (name for name in devices if name not in self.late):
-            standing = Standing(self._relative_size(device), self._applied(device), self.world.limits_of(device))
+            size, limits = self.sizes[device], self.world.limits_of(device)
+            standing = Standing(self._relative_size(device), self._applied(device), limits, size)
             try:
                 fixed = (self.plan, RUN, self.round, device, self.layout, standing, self.dual_epoch, self.clock.now)
                 self.invited[device] = assign(*fixed, half_of(self.plan, self.world.trains_of(device)) or "whole")

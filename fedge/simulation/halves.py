@@ -11,10 +11,10 @@ from dataclasses import dataclass, field
 
 import numpy as np
 
-from fedge.algorithms.back import BackRun, Sent
+from fedge.algorithms.back import BackRun, Outcome, Sent
 from fedge.algorithms.base import LocalTerms
 from fedge.algorithms.front import FrontRun
-from fedge.errors import TaskError
+from fedge.errors import FedgeError, TaskError
 from fedge.layout import Vector
 from fedge.protocol.split_counts import Counts
 from fedge.simulation.steps import as_steps
@@ -70,7 +70,7 @@ class Halves:
 
         A device that begins again, after a crash, goes on where it was: what it had done is done.
         """
-        if device not in self.done and device not in self.waiting:
+        if device not in {*self.done, *self.waiting, *self.failed}:
             model = halved(self.task, self.task.model(0))
             spec = as_steps(local)
             self.waiting[device] = FrontRun(
@@ -93,18 +93,14 @@ class Halves:
         given: dict[str, bytes] = {}
         up, down = dict.fromkeys(self.waiting, 0), dict.fromkeys(self.waiting, 0)
         while self.waiting:
-            made = {}
-            for name, run in self.waiting.items():
-                front = run.forward(Shared.from_bytes(given[name], self.values) if given.get(name) else None)
-                made[name] = Batch(run.next, front.activations, front.labels)
+            made = {name: batch for name in list(self.waiting) if (batch := self._forward(name, given)) is not None}
             sent = [Sent(name, one.step, one.activations, one.labels) for name, one in made.items()]
             outcomes = self.back.step(sent, max(self.devices, len(sent)))
             shared = b"" if self.back.shared is None else self.back.shared.to_bytes()
             for (name, batch), outcome in zip(made.items(), outcomes, strict=True):
                 if outcome.refusal:
                     self.counts.refused += 1
-                    self.failed[name] = outcome.refusal
-                    del self.waiting[name]
+                    self._fail(name, outcome.refusal)
                     continue
                 news = b"" if given.get(name) == shared else shared
                 given[name] = shared
@@ -113,9 +109,29 @@ class Halves:
                 self.counts.shared += len(news)
                 up[name] += len(batch.to_bytes())
                 down[name] += len(answer.to_bytes())
-                run = self.waiting[name]
-                run.backward(outcome.answer, outcome.loss)
-                if run.next >= run.steps:
-                    self.done[name] = SplitTrained(run.delta, run.loss, up[name], down[name], run.done)
-                    del self.waiting[name]
+                self._backward(name, outcome, up[name], down[name])
             self.counts.note_step([outcome.loss for outcome in outcomes if not outcome.refusal])
+
+    def _forward(self, name: str, given: Mapping[str, bytes]) -> Batch | None:
+        """Return the next batch of a device; None where it has failed."""
+        run = self.waiting[name]
+        try:
+            front = run.forward(Shared.from_bytes(given[name], self.values) if given.get(name) else None)
+        except FedgeError as error:
+            self._fail(name, str(error))
+            return None
+        return Batch(run.next, front.activations, front.labels)
+
+    def _backward(self, name: str, outcome: Outcome, bytes_up: int, bytes_down: int) -> None:
+        run = self.waiting[name]
+        try:
+            run.backward(outcome.answer, outcome.loss)
+            if run.next >= run.steps:
+                self.done[name] = SplitTrained(run.delta, run.loss, bytes_up, bytes_down, run.done)
+                del self.waiting[name]
+        except FedgeError as error:
+            self._fail(name, str(error))
+
+    def _fail(self, name: str, why: str) -> None:
+        self.failed[name] = why
+        del self.waiting[name]

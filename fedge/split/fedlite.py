@@ -47,7 +47,8 @@ def quantize(z: Floats, options: Options, step: int, seed: int, shared: Shared |
     """Device: quantize activations, float32 ``[B, d]``. The same arguments give the same bytes.
 
     ``shared`` is the state of the run, if the device has one. Without it, codebooks are fitted from scratch and indices
-    coded by themselves, whatever the options say.
+    coded by themselves, whatever the options say; and so they are where its codebook describes the batch worse than
+    zeros would.
 
     Raises:
         CodecError: activations of another shape than the options allow, or out of range; a batch smaller than
@@ -59,12 +60,16 @@ def quantize(z: Floats, options: Options, step: int, seed: int, shared: Shared |
     x = as_columns(z, shape)
     book = _codebook(x, options, step, seed, shared, z.shape)
     index = assign(x, shape, book.centroids)
+    restored = restore(book.centroids, index, shape)
+    if shared is not None and not np.square(z - restored).sum() <= np.square(z).sum():
+        # Worse than none at all: what all share was made by others, and one of them may have lied.
+        return quantize(z, options, step, seed)
     coding = options.coding
     if coding is Coding.SHARED and (shared is None or shared.model is None):
         coding = Coding.ADAPTIVE
     name = b"" if shared is None else bytes.fromhex(shared.id)
     data = ActivationMessage(shape, book, index, INDEX_KINDS[coding], name).to_bytes(shared)
-    return Quantized(data, restore(book.centroids, index, shape))
+    return Quantized(data, restored)
 
 
 def _codebook(

@@ -168,7 +168,8 @@ def cut(model: nn.Module, at: str, order: Sequence[str] = (), example: Tensor | 
 def activation_shape(front: nn.Module, inputs: Tensor) -> tuple[int, ...]:
     """Return the shape of one example's activations, without the batch: what the back half has to be given."""
     with torch.no_grad():
-        return tuple(_evaluating(front, inputs[:1]).shape[1:])
+        where = next((one.device for one in front.parameters()), inputs.device)
+        return tuple(_evaluating(front, inputs[:1].to(where)).shape[1:])
 
 
 def check(model: nn.Module, parts: Halves, inputs: Tensor) -> None:

@@ -210,13 +210,13 @@ async def test_a_device_that_loses_its_power_at_any_step_loses_no_step(tmp_path,
         async with federating(folder, trainer) as federation, counting(federation) as taken:
             left, write = set(cuts), Spool.write_split
 
-            def cut(spool, assignment, step, params, shared):
-                if (assignment.round, step) in left:
-                    left.discard((assignment.round, step))
-                    if step % 2:
-                        write(spool, assignment, step, params, shared)
+            def cut(spool, assignment, kept):
+                if (assignment.round, kept.step) in left:
+                    left.discard((assignment.round, kept.step))
+                    if kept.step % 2:
+                        write(spool, assignment, kept)
                     raise PowerCutError
-                write(spool, assignment, step, params, shared)
+                write(spool, assignment, kept)
 
             monkeypatch.setattr(Spool, "write_split", cut)
             await federation.add("pi", 1)

@@ -14,7 +14,7 @@ from fedge.algorithms.base import LocalTerms
 from fedge.algorithms.front import FrontRun
 from fedge.algorithms.local import LocalSpec, train
 from fedge.errors import AlgorithmError, TaskError
-from fedge.split import Coding, Options, Start, quantize, write_labels
+from fedge.split import Coding, Options, Shared, Start, quantize, write_labels
 from fedge.tasks.base import Dataset
 from fedge.tasks.split_model import Halves, cut, halved
 from fedge.tasks.torch_model import get_params, initialise
@@ -116,7 +116,7 @@ def test_how_devices_come_together_changes_little():
             outcomes = [outcome for group in groups for outcome in server.step(group, len(runs))]
             for run, outcome in zip(runs, outcomes, strict=True):
                 run.backward(outcome.answer, outcome.loss)
-        return server.delta
+        return model()[1].layout.trained(server.delta)
 
     together, apart = federate(True), federate(False)
     assert np.linalg.norm(together - apart) < 0.1 * np.linalg.norm(together)
@@ -208,3 +208,28 @@ def test_a_liars_codebook_does_not_become_everyones():
 
     assert step(liar=False) < 100
     assert step(liar=True) < 100
+
+
+def test_one_batch_does_not_ruin_running_statistics():
+    server, honest = back(), [front(data=blobs(seed=k)) for k in range(3)]
+    for _ in range(3):
+        sent = []
+        for k, run in enumerate(honest):
+            made = run.forward()
+            sent.append(Sent(str(k), run.next, made.activations, made.labels))
+        for run, outcome in zip(honest, server.step(sent, 3), strict=True):
+            run.backward(outcome.answer, outcome.loss)
+    before = server.delta.copy()
+    wild = np.random.default_rng(0).normal(size=(8, 32)).astype(np.float32) * 2**20
+    (outcome,) = server.step([Sent("liar", 0, wild.tobytes(), write_labels(np.zeros(8, int), 2))], 4)
+    assert not outcome.refusal
+    assert np.abs(server.delta - before).max() < 5
+
+
+def test_a_shared_codebook_that_is_worse_than_nothing_is_not_used():
+    options = replace(OPTIONS, start=Start.SHARED)
+    z = np.random.default_rng(1).normal(size=(8, 32)).astype(np.float32)
+    wild = Shared(options.shape(8, 32), np.full((1, 4, 4), 1e6, np.float32))
+    made = quantize(z, options, 1, 1, wild)
+    assert np.square(z - made.restored).sum() < np.square(z).sum()
+    assert made.data == quantize(z, options, 1, 1).data

@@ -8,7 +8,7 @@ import pytest
 
 from device_app.durable import Disk
 from device_app.errors import SpoolError, StateLost
-from device_app.spool import Spool, StoredUpdate, update_id
+from device_app.spool import SplitStep, Spool, StoredUpdate, update_id
 from fedge.algorithms import FedAvg, FedDyn
 from fedge.layout import Kind, Layout, TensorSpec
 from fedge.protocol.participant import Participant, Pending, Phase
@@ -242,8 +242,9 @@ def test_a_full_disk_is_said_so_and_leaves_the_old_file(spool):
 def test_split_steps_come_back_until_they_are_forgotten(spool):
     params = np.arange(5, dtype=np.float32)
     assert spool.read_split(ASSIGNMENT, 5) is None
-    spool.write_split(ASSIGNMENT, 7, params.tobytes(), b"shared")
-    assert spool.read_split(ASSIGNMENT, 5) == (7, params.tobytes(), b"shared")
+    kept = SplitStep(7, params.tobytes(), b"shared", 1.5e9)
+    spool.write_split(ASSIGNMENT, kept)
+    assert spool.read_split(ASSIGNMENT, 5) == kept
     assert spool.read_split(ASSIGNMENT, 6) is None  # of another model
     spool.forget(Participant(phase=Phase.TRAINING, assignment=ASSIGNMENT))
     assert spool.read_split(ASSIGNMENT, 5) is not None
@@ -252,7 +253,7 @@ def test_split_steps_come_back_until_they_are_forgotten(spool):
 
 
 def test_damaged_split_steps_begin_again(spool):
-    spool.write_split(ASSIGNMENT, 7, bytes(20), b"")
+    spool.write_split(ASSIGNMENT, SplitStep(7, bytes(20), b"", 0.0))
     (path,) = spool.folder.glob("split-*")
     data = bytearray(path.read_bytes())
     data[len(data) // 2] ^= 1

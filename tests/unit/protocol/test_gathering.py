@@ -55,6 +55,12 @@ def test_who_does_not_come_is_waited_for_once():
     assert actions == [Take(("dead", "a"))]
 
 
+def test_who_missed_a_step_and_is_there_again_is_not_waited_for_before_it_sends():
+    state, _ = after(Came("a"), Came("b"), Arrived("a", batch()))
+    state, _ = after(Tick(), Stepped({"a": batch()}), Came("b"), state=state, now=1.0)
+    assert after(Arrived("a", batch(1)), state=state, now=1.1)[1] == [Take(("a",))]
+
+
 def test_who_has_left_is_not_waited_for():
     state, _ = after(Came("a"), Came("b"), Arrived("a", batch()))
     assert after(Left("b"), state=state)[1] == [Take(("a",))]

@@ -72,7 +72,9 @@ class Desk:
 @asynccontextmanager
 async def running(path, desk=None, quantizer=QUANTIZER, gather_seconds=0.0):
     loop = asyncio.get_running_loop()
-    back = BackHalf(recipe(quantizer), desk or Desk(), path, gather_seconds, lambda: 2, loop.time)
+    back = BackHalf(
+        recipe(quantizer), desk or Desk(), path, gather_seconds, lambda: 2, lambda device: STEPS + 8, loop.time
+    )
     running = asyncio.create_task(back.run())
     try:
         yield back
@@ -186,6 +188,53 @@ def test_a_journal_that_takes_nothing_refuses_the_step_and_takes_it_the_next_tim
 
 def full_disk(journal, records):
     raise OSError(28, "No space left on device")
+
+
+def test_a_device_takes_no_more_steps_than_it_was_asked_for(tmp_path):
+    async def train():
+        async with running(tmp_path / "journal") as back:
+            with pytest.raises(Conflict, match="expected steps below 12 of a, got 12"):
+                await back.exchange("a", Batch(12, b"", b""))
+            with pytest.raises(Refused, match="409 unknown_step"):
+                await back.answer("a", 3)
+
+    asyncio.run(train())
+
+
+def test_a_worker_that_dies_again_and_again_ends_the_round_and_leaves_nobody_waiting(tmp_path, monkeypatch):
+    monkeypatch.setattr("server_app.back_half.PAUSE_SECONDS", 0.0)
+
+    async def train():
+        run = front(1)
+        async with running(tmp_path / "journal", Desk(range(3, 99))) as back:
+            await steps(back, run, "a", 1)
+            made = run.forward()
+            assert isinstance(await back.exchange("a", Batch(1, made.activations, made.labels)), Over)
+            with pytest.raises(WorkerError, match="died"):
+                await back.close()
+            assert isinstance(await asyncio.wait_for(back.hello("a"), 5), Over)
+            return back.is_hopeless
+
+    assert asyncio.run(train()) is False
+
+
+def test_a_poll_that_is_given_up_leaves_no_task_behind(tmp_path):
+    async def train():
+        run = front(1)
+        made = run.forward()
+        async with running(tmp_path / "journal", gather_seconds=60.0) as back:
+            await back.hello("other")
+            waiting = asyncio.create_task(back.exchange("a", Batch(0, made.activations, made.labels)))
+            await asyncio.sleep(0.02)
+            before = len(asyncio.all_tasks())
+            for _ in range(20):
+                with pytest.raises(TimeoutError):
+                    await asyncio.wait_for(back.answer("a", 0), 0.001)
+            await asyncio.sleep(0.01)
+            assert len(asyncio.all_tasks()) == before
+            waiting.cancel()
+
+    asyncio.run(train())
 
 
 def test_a_batch_that_is_none_is_refused_by_itself_and_after_a_restart_too(tmp_path):
