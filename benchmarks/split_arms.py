@@ -268,7 +268,7 @@ class Digits:
 
 
 def whole_arm(devices: Sequence[Dataset], test: Dataset, steps: int, seed: int, alpha: float = 0.1) -> Run:
-    """Train the whole model on devices, an epoch a round."""
+    """Train the whole model on devices, an epoch a round; weight decay and clipping are a plan's defaults."""
     names = tuple(f"d{k}" for k in range(DEVICES))
     steps_a_round = -(-len(devices[0]) // BATCH)
     document = {

@@ -17,7 +17,7 @@ priors Dirichlet(0.3), 2,000 to test. The network is that of ``split_gradients``
 All of an arm's bytes are counted for every device that takes part: activations, labels, gradients, what is shared, the
 front half up and down, with the headers of messages and frames (not HTTP's). What is uncompressed has none. A device's
 step is one batch on one device; arms are compared after as many of them. Accuracy is that of the unquantized whole
-model, the mean of the last 5 of 20 evaluations (of the last fifth of the rounds in ``whole``).
+model, the mean of the last 5 of 20 evaluations (of the last quarter of the rounds in ``whole``).
 
 Exits with 1 unless, over the seeds, ours has at least 60 times fewer bytes than split and is within 1 point of it. Runs
 are kept in DIR/runs.json and not repeated.
@@ -46,6 +46,7 @@ from fedge.tasks.base import Dataset
 EVALUATIONS, LAST = 20, 0.25
 TIMES, POINTS = 60, 0.01
 TARGETS = (0.90, 0.95)
+STYLES = {"split": "k-", "FedLite L2": "C1--", "FedLite L8": "C0--", "ours": "C2-", "whole": "C3-"}
 
 OURS = Ours(Options(SUBVECTORS, centroids=8, start=Start.WARM, gradient_bits=0.5), FedDyn(1.0), local_steps=3)
 Arm = Callable[[Sequence[Dataset], Dataset, int, int], Run]
@@ -103,7 +104,7 @@ def table(found: Mapping[str, list[Run]]) -> list[str]:
         size = fmean(run.bytes_of_a_step for run in runs)
         each = ", ".join(f"{final(run):.3f}" for run in runs)
         reached = [[bytes_to(run, target) for run in runs] for target in TARGETS]
-        told = ["never" if None in row else f"{fmean(filter(None, row)) / 1e6:.3g}" for row in reached]
+        told = ["never" if None in row else _megabytes(fmean(filter(None, row))) for row in reached]
         cells = [name, f"{fmean(map(final, runs)):.4f}", each, f"{size:,.0f}", f"{full / size:.1f}"]
         out.append("| " + " | ".join([*cells, f"{full / 2 / size:.1f}", *told]) + " |")
     kinds = list(dict.fromkeys(kind for runs in found.values() for kind in runs[0].kinds))
@@ -112,6 +113,10 @@ def table(found: Mapping[str, list[Run]]) -> list[str]:
         means = [fmean(run.kinds.get(kind, 0.0) for run in runs) for runs in found.values()]
         out.append(f"| {kind} | " + " | ".join(f"{mean:,.0f}" if mean else "" for mean in means) + " |")
     return out
+
+
+def _megabytes(size: float) -> str:
+    return f"{size / 1e6:,.0f}" if size > 1e8 else f"{size / 1e6:.3g}"
 
 
 def bounds(found: Mapping[str, list[Run]]) -> dict[str, bool]:
@@ -133,9 +138,9 @@ def plot(found: Mapping[str, list[Run]], path: Path) -> None:
 
     figure = Figure(figsize=(7.2, 4.4), layout="constrained")
     axis = figure.subplots()
-    for (name, runs), style in zip(found.items(), ("k-", "C0--", "C0-", "C3-", "C2-."), strict=False):
+    for name, runs in found.items():
         spent = np.mean([run.spent for run in runs], axis=0) / 1e6
-        axis.plot(spent, np.mean([run.accuracies for run in runs], axis=0), style, label=name, linewidth=1.5)
+        axis.plot(spent, np.mean([run.accuracies for run in runs], axis=0), STYLES[name], label=name, linewidth=1.5)
     axis.set(xscale="log", xlabel="MB, both ways, all devices", ylabel="accuracy on the test data", ylim=(0.4, 1.0))
     axis.grid(alpha=0.3)
     axis.legend(fontsize=8, loc="lower right")
