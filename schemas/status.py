@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from enum import StrEnum
-from typing import Annotated
+from typing import Annotated, Any
 
 from pydantic import Field
 
@@ -68,6 +69,20 @@ class SplitStatus(Model):
         )
 
 
+def total_split(parts: Sequence[SplitStatus | None]) -> SplitStatus | None:
+    """Return the sum over rounds, with the loss of the last; None where there is nothing to add up."""
+    rounds = [part for part in parts if part is not None]
+    if not rounds:
+        return None
+    counts = ("steps", "batches", "repeats", "refused", "activations", "labels", "gradients", "shared")
+    total: dict[str, Any] = {name: sum(getattr(r, name) for r in rounds) for name in counts}
+    for name in ("overhead", "float32_bytes"):
+        up, down = (sum(getattr(getattr(r, name), way) for r in rounds) for way in ("up", "down"))
+        total[name] = Traffic(up=up, down=down)
+    devices = tuple(sorted({device for r in rounds for device in r.devices}))
+    return SplitStatus(devices=devices, loss=rounds[-1].loss, **total)
+
+
 class RoundStatus(Model):
     """One round. ``updates`` are complete ones, ``partial`` devices delivered some segments only; ``late`` ones are in
     neither, and in ``cohort`` only where the round was too small without them."""
@@ -127,6 +142,9 @@ class RunStatus(RunSummary):
     devices: int = Field(default=0, description="devices eligible for this run")
     excluded: dict[DeviceName, str] = Field(
         default={}, description="devices that train the task and cannot take part, and why; while the run is under way"
+    )
+    split: SplitStatus | None = Field(
+        default=None, description="sum over all rounds, the one under way included; null: whole models were trained"
     )
     round: RoundStatus | None = Field(default=None, description="the round under way")
     waiting_for: str = Field(default="", description="what keeps a running run from its next round")

@@ -65,6 +65,11 @@ class BackProcess:
             raise TaskError(
                 f"split: expected batches of {MOST_VALUES} activations or fewer, got {got}; lower batch_size"
             )
+        least = 0 if settings is None else settings.get("least_members", 0)
+        if least > request["batch_size"]:
+            raise TaskError(
+                f"split.least_members: expected at most local.batch_size, {request['batch_size']}, got {least}"
+            )
         anchor, *dual = (np.frombuffer(part, np.float32) for part in parts)
         self._run = BackRun(
             model,

@@ -14,7 +14,7 @@ from fedge.protocol import run as runs
 from schemas.ids import NAME, DeviceId, RunId
 from schemas.messages import Assignment, Outcome, Receipt, UpdateStatus, Work
 from schemas.plan import Plan
-from schemas.status import RoundStatus, RunPhase, RunStatus, RunSummary
+from schemas.status import RoundStatus, RunPhase, RunStatus, RunSummary, total_split
 from server_app import planning
 from server_app.book import Book
 from server_app.devices import Device
@@ -219,6 +219,7 @@ class Federation:
             frame_bytes=plus(totals.frame_bytes, now.frame_bytes) if now else totals.frame_bytes,
             float32_bytes=plus(totals.float32_bytes, now.float32_bytes) if now else totals.float32_bytes,
             per_bit_accuracy=_per_bit_accuracy(row),
+            split=total_split([totals.split, now.split if now else None]),
         )
 
     async def rounds(self, run: str) -> list[RoundStatus]:

@@ -27,7 +27,7 @@ from typing import Any
 
 from fedge.per_bit import per_bit_accuracy
 from schemas.plan import Plan
-from schemas.status import RoundPhase, RoundStatus, RunSummary, SplitStatus, Traffic
+from schemas.status import RoundPhase, RoundStatus, RunSummary, SplitStatus, Traffic, total_split
 from server_app.report_plots import draw
 from server_app.units import as_bytes, as_percent, as_points, as_ratio, as_seconds
 
@@ -94,7 +94,7 @@ class Result:
     @property
     def split(self) -> SplitStatus | None:
         """What split training did in all rounds; None where every device trained the whole model."""
-        return total_split([r.split for r in self.rounds if r.split is not None])
+        return total_split([r.split for r in self.rounds])
 
     @property
     def rounds_closed(self) -> int:
@@ -171,23 +171,15 @@ def rows(result: Result) -> list[tuple[str, str]]:
         table.append(("  ratio to float32", f"{as_ratio(b, f)}  ({as_bytes(b)} as float32)"))
     if each := sorted(result.bytes_down.values()):
         words = f"{as_bytes(each[0])} to {as_bytes(each[-1])}, median {as_bytes(int(median(each)))}"
-        table.append(("frames down to one device", words))
+        what = "front half down to one device" if result.split is not None else "frames down to one device"
+        table.append((what, words))
     if result.perturbation is not None:
         table.append((f"E‖ŵ - w‖² of the last downloads, {result.plan.downlink.mode}", f"{result.perturbation:.3g}"))
-    return [*table, *split_rows(result.split)]
-
-
-def total_split(rounds: Sequence[SplitStatus]) -> SplitStatus | None:
-    """Return the sum over rounds; None of none."""
-    if not rounds:
-        return None
-    counts = ("steps", "batches", "repeats", "refused", "activations", "labels", "gradients", "shared")
-    total: dict[str, Any] = {name: sum(getattr(r, name) for r in rounds) for name in counts}
-    for name in ("overhead", "float32_bytes"):
-        up, down = (sum(getattr(getattr(r, name), way) for r in rounds) for way in ("up", "down"))
-        total[name] = Traffic(up=up, down=down)
-    devices = tuple(sorted({device for r in rounds for device in r.devices}))
-    return SplitStatus(devices=devices, loss=rounds[-1].loss, **total)
+    if result.split is not None:
+        own = result.split.bytes
+        rest = f"{as_bytes(frames.up - own.up)}, {as_bytes(frames.down - own.down)}"
+        table += [*split_rows(result.split), ("  updates up, models down", rest)]
+    return table
 
 
 def split_rows(split: SplitStatus | None) -> list[tuple[str, str]]:
@@ -203,7 +195,7 @@ def split_rows(split: SplitStatus | None) -> list[tuple[str, str]]:
         ("  labels up", as_bytes(split.labels)),
         ("  gradients down", _cost(split.gradients, split.float32_bytes.down)),
         ("  codebooks down", as_bytes(split.shared)),
-        ("  headers, both ways", as_bytes(split.overhead.up + split.overhead.down)),
+        ("  headers up, down", f"{as_bytes(split.overhead.up)}, {as_bytes(split.overhead.down)}"),
     ]
 
 

@@ -12,7 +12,7 @@ from schemas.base import Model
 from schemas.ids import DeviceId, RunId
 from schemas.messages import Assignment, Outcome, Receipt
 from schemas.plan import Plan
-from schemas.status import RoundStatus, RunPhase, Traffic
+from schemas.status import RoundStatus, RunPhase, SplitStatus, Traffic, total_split
 
 
 class Totals(Model):
@@ -21,6 +21,7 @@ class Totals(Model):
     traffic: Traffic = Traffic()
     frame_bytes: Traffic = Traffic()
     float32_bytes: Traffic = Traffic()
+    split: SplitStatus | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -99,4 +100,5 @@ def add_round(totals: Totals, status: RoundStatus) -> Totals:
         traffic=plus(totals.traffic, status.traffic),
         frame_bytes=plus(totals.frame_bytes, status.frame_bytes),
         float32_bytes=plus(totals.float32_bytes, status.float32_bytes),
+        split=total_split([totals.split, status.split]),
     )

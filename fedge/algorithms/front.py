@@ -88,7 +88,10 @@ class FrontRun:
         self.smallest_batch = 1 if options is None else max(1, options.least_members)
         self.per_epoch = len(self._rows(0))
         if not self.per_epoch:
-            raise TaskError(f"split: expected {self.smallest_batch} training examples or more, got {len(data)}")
+            got = f"{len(data)} examples in batches of {spec.batch_size}"
+            raise TaskError(
+                f"split: expected batches of {self.smallest_batch} examples or more (least_members), got {got}"
+            )
         self.steps = self._turns * (steps or spec.epochs * self.per_epoch)
         self.next = 0
         """The step that comes next."""
@@ -227,6 +230,6 @@ class _Head:
 def _label_bits(data: Dataset) -> int:
     targets = data.targets
     if targets.ndim != 1 or targets.dtype.kind not in "iu" or targets.min() < 0 or targets.max() > 255:
-        got = f"{targets.dtype} {list(targets.shape)}"
+        got = f"{targets.dtype} {list(targets.shape)}, {targets.min()} to {targets.max()}"
         raise TaskError(f"split: expected targets of one class 0..255 for each example, got {got}")
     return max(1, int(targets.max()).bit_length())

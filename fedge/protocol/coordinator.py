@@ -259,7 +259,9 @@ def _lose(round: Round, event: DeviceGone) -> tuple[Round, list[Action]]:
 
 
 def _shortfall(round: Round) -> str:
-    return f"{len(round.updates)} complete updates of {len(round.cohort)} invited, {round.quota.min_updates} needed"
+    counts = f"{len(round.updates)} complete updates of {len(round.cohort)} invited, {round.quota.min_updates} needed"
+    told = [f"{device}: {why}" for device, why in round.gone.items() if ": " in why]  # those that said more than a word
+    return f"{counts}; {told[-1]}" if told else counts
 
 
 def _wake(round: Round) -> list[Action]:

@@ -65,9 +65,10 @@ class Options:
     warm_iterations: int = 2
 
     def __post_init__(self) -> None:
-        if not (1 <= self.subvectors <= MOST_SUBVECTORS and 1 <= self.groups <= self.subvectors):
-            got = f"{self.subvectors} and {self.groups}"
-            raise CodecError(f"split: expected 1 to {MOST_SUBVECTORS} subvectors, in 1 or more groups, got {got}")
+        if not 1 <= self.subvectors <= MOST_SUBVECTORS:
+            raise CodecError(f"split: expected 1 to {MOST_SUBVECTORS} subvectors, got {self.subvectors}")
+        if not 1 <= self.groups <= self.subvectors:
+            raise CodecError(f"split: expected 1 to {self.subvectors} groups, the subvectors, got {self.groups}")
         if not 1 <= self.centroids <= MOST_CENTROIDS:
             raise CodecError(f"split: expected 1 to {MOST_CENTROIDS} centroids, got {self.centroids}")
         if not (0 <= self.correction < math.inf and 0 <= self.cap < math.inf and self.ramp_steps >= 0):

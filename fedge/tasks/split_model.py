@@ -113,8 +113,11 @@ def halved(task: object, model: nn.Module) -> Halved:
         TaskError: the task cannot be trained split, or some tensor is in neither half.
     """
     if not isinstance(task, SplitTask):
-        raise TaskError(f"expected a task with split(model), which says where its model is cut, got {task!r}")
+        named = getattr(task, "name", type(task).__name__)
+        raise TaskError(f"task {named!r}: expected split(model), which says where its model is cut, got none")
     parts, state = task.split(model), state_of(model)
+    if not isinstance(parts, Halves):
+        raise TaskError(f"split(model): expected the Halves that cut or halves gives, got {type(parts).__name__}")
     owned, rest, head = ({id(one) for one in state_of(part).values()} for part in (parts.front, parts.back, parts.tail))
     owned |= head
     lost = [name for name, one in state.items() if id(one) not in owned | rest]
@@ -150,7 +153,7 @@ def cut(model: nn.Module, at: str, order: Sequence[str] = (), example: Tensor | 
     # Not named_children: that has a layer that is used twice once.
     names = list(order) or [name for name, _ in model.named_modules(remove_duplicate=False) if name and "." not in name]
     if at not in names[1:]:
-        raise TaskError(f"split: expected a layer of {', '.join(names[1:])} to cut at, got {at!r}")
+        raise TaskError(f"split: expected a layer of {', '.join(map(repr, names[1:]))} to cut at, got {at!r}")
     try:
         layers = [(name.replace(".", "_"), model.get_submodule(name)) for name in names]
     except AttributeError as error:
@@ -169,7 +172,12 @@ def activation_shape(front: nn.Module, inputs: Tensor) -> tuple[int, ...]:
     """Return the shape of one example's activations, without the batch: what the back half has to be given."""
     with torch.no_grad():
         where = next((one.device for one in front.parameters()), inputs.device)
-        return tuple(_evaluating(front, inputs[:1].to(where)).shape[1:])
+        try:
+            return tuple(_evaluating(front, inputs[:1].to(where)).shape[1:])
+        except (RuntimeError, IndexError, ValueError) as error:
+            raise TaskError(
+                f"split: expected an example that the front half takes, got {list(inputs.shape)}: {error}"
+            ) from error
 
 
 def check(model: nn.Module, parts: Halves, inputs: Tensor) -> None:

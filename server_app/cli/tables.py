@@ -7,6 +7,7 @@ from typing import Any
 
 from rich.console import Console
 from rich.table import Table
+from rich.text import Text
 
 from schemas.specs import LinkLimit
 from schemas.status import DeviceList, RoundStatus, RunList, RunStatus, RunSummary, ServerStatus
@@ -31,7 +32,7 @@ def facts(rows: Rows, title: str | None = None) -> Table:
     table.add_column(style="dim")
     table.add_column()
     for label, value in rows:
-        table.add_row(label, value)
+        table.add_row(Text(label), Text(value))  # not markup: reasons have brackets
     return table
 
 
@@ -71,7 +72,7 @@ def run_facts(run: RunStatus) -> Rows:
         ("down", _cost(run.traffic.down, run.float32_bytes.down)),
         ("  frames alone", _cost(run.frame_bytes.down, run.float32_bytes.down)),
     ]
-    rows += split_rows(run.round.split if run.round is not None else None)
+    rows += split_rows(run.split)
     if run.round is not None:
         rows.append(("now", round_words(run.round)))
     return [*rows, ("waiting for", run.waiting_for)] if run.waiting_for else rows

@@ -252,9 +252,12 @@ async def test_both_kinds_of_devices_make_one_model_and_their_duals_add_up(tmp_p
         status = await asyncio.wait_for(federation.run(mixed), SLOW)
         rounds = await federation.rounds(status.run)
         state = load_state(RunFiles(tmp_path / "server", status.run).state(rounds[-1].round))
+        last = f"dual-*-{rounds[-1].round}.f64"
+        spools = [tmp_path / f"pi-{k}" / "spool" for k in range(4)]
+        await federation.until(lambda: all(list(spool.glob(last)) for spool in spools))  # their last receipts
         for name in list(federation.agents):
             await federation.kill(name)
-        duals = [duals_of(tmp_path / f"pi-{k}") for k in range(4)]
+        duals = [dual_in(spool, last) for spool in spools]
     assert status.phase is RunPhase.FINISHED and status.metrics["accuracy"] > 0.9
     assert all(one.split.devices == ("pi-0", "pi-1") and len(one.updates) == 4 for one in rounds)
     front = len(duals[0])
@@ -265,9 +268,9 @@ async def test_both_kinds_of_devices_make_one_model_and_their_duals_add_up(tmp_p
     assert np.abs(state.back_dual[front:]).max() > 0 == np.abs(state.back_dual[:front]).max()
 
 
-def duals_of(home):
-    (path,) = (home / "spool").glob("dual-*")
-    return np.frombuffer(Spool(home / "spool").disk.read_checked(path), np.float64)
+def dual_in(spool, name):
+    (path,) = spool.glob(name)
+    return np.frombuffer(Spool(spool).disk.read_checked(path), np.float64)
 
 
 async def test_labels_stay_on_devices_that_keep_the_last_layer(tmp_path, trainer):

@@ -204,7 +204,7 @@ def test_what_split_training_cost_is_told_by_kind_against_both_baselines(tmp_pat
     assert told["front halves served"] == "3 devices, 12 batches, 2 came again, 2 refused"
     assert told["  activations up"] == "200 B  (80.0x less than float32, 40.0x than float16)"
     assert told["  gradients down"] == "400 B  (40.0x less than float32, 20.0x than float16)"
-    assert told["  headers, both ways"] == "24 B"
+    assert told["  headers up, down"] == "10 B, 14 B"
     split = summary(result, None)["split"]
     assert (split["activations"], split["labels"], split["shared"]) == (200, 20, 40)
     assert SPLIT.bytes == Traffic(up=115, down=227)
