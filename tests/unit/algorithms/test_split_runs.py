@@ -176,7 +176,7 @@ def test_small_batches_are_left_out_where_a_cluster_needs_more():
     run = front(replace(OPTIONS, least_members=8), data=blobs(44))
     assert (run.per_epoch, run.steps) == (5, 10)
     assert front(data=blobs(44)).per_epoch == 6
-    with pytest.raises(TaskError, match="expected batches of 8 examples or more .least_members., got 5 examples"):
+    with pytest.raises(TaskError, match=r"expected batches of 8 examples or more \(least_members\), got 5 examples"):
         front(replace(OPTIONS, least_members=8), data=blobs(5))
 
 
