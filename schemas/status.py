@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from enum import StrEnum
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
 from pydantic import Field
 
@@ -178,6 +178,9 @@ class DeviceStatus(Model):
     last_seen_at: float | None = None
     enrolled_at: float
     tasks: dict[str, int] = Field(default={}, description="task path -> examples")
+    trains: dict[str, Literal["either", "whole", "front"]] = Field(
+        default={}, description="task path -> what it can train of the model"
+    )
     limits: Limits = Limits()
     version: str = ""
     platform: str = ""

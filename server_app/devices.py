@@ -58,6 +58,7 @@ class Device:
             last_seen_at=self.last_seen_at,
             enrolled_at=self.enrolled_at,
             tasks={path: offer.num_examples for path, offer in self.profile.tasks.items()},
+            trains={path: offer.trains for path, offer in self.profile.tasks.items()},
             limits=self.profile.limits,
             version=self.profile.version,
             platform=self.profile.platform,

@@ -114,7 +114,7 @@ def device_list(devices: DeviceList, now: float) -> Table:
             d.device,
             "online" if d.is_online else "offline",
             "never" if d.last_seen_at is None else f"{as_seconds(max(0.0, now - d.last_seen_at))} ago",
-            ", ".join(str(count) for count in d.tasks.values()),
+            ", ".join(f"{n} (front)" if d.trains.get(path) == "front" else str(n) for path, n in d.tasks.items()),
             limit_words(d.limits.uplink),
             limit_words(d.limits.downlink),
             str(d.updates_applied),
