@@ -65,6 +65,7 @@ METHODS: Mapping[str, Method] = {
     "m22-empirical": Method("m22", {"family": "empirical"}),
     "m22-M2": Method("m22", {"magnitude": 2.0}),
     "m22-M4to0": Method("m22", {"magnitude": 4.0}, 0.0),
+    "m22-lengthened": Method("m22", {"amplitude": "lengthened"}),
     "m22-projection": Method("m22", {"amplitude": "projection"}),
     "m22-M2-designed": Method("m22", {"magnitude": 2.0, "amplitude": "designed"}),
     **{name: Method() for name in ("stc", "topk-fp8", "topk-fp4", "topk-uniform", "tinyscript", "qsgd", "sketch")},

@@ -36,7 +36,8 @@ def key_of(line: Line) -> str:
 
 def per_bit(line: Line) -> float:
     """Return PBA(T), points of a percent per Mbit."""
-    return 100 * (line["accuracy"][-1] - line["accuracy"][0]) / line["uplink_bits"][-1] * MEGABIT
+    gained: float = 100 * (line["accuracy"][-1] - line["accuracy"][0]) / line["uplink_bits"][-1] * MEGABIT
+    return gained
 
 
 def loss_per_bit(line: Line) -> float:
@@ -177,6 +178,7 @@ def write(path: Path, out: Path) -> None:
     rivals = [*((name, True) for name in KEEPING), ("eden", False)]
     parts += ["## M22 with error feedback minus others", "", *differences(whole, rivals), ""]
     variants = [
+        ("m22-lengthened", True),
         ("m22-empirical", True),
         ("m22-M2", True),
         ("m22-M4to0", True),

@@ -9,8 +9,8 @@ D̂_k is what the frames count for on both ends (``fedge.update.decode_delta``).
 
 and nothing is counted twice: a segment that was never applied leaves e_k as it was, and its delta is trained anew from
 the next anchor. The memory stays bounded where the codec is a contraction, ‖v - D̂‖² <= (1 - δ)‖v‖² with δ > 0; that is
-M22 with ``amplitude="guarded"``. F. Seide et al., 1-Bit Stochastic Gradient Descent, Interspeech 2014; S. P.
-Karimireddy et al., Error Feedback Fixes SignSGD, ICML 2019 (https://arxiv.org/abs/1901.09847), Algorithm 1.
+M22 with ``amplitude="guarded"`` or "lengthened". F. Seide et al., 1-Bit Stochastic Gradient Descent, Interspeech 2014;
+S. P. Karimireddy et al., Error Feedback Fixes SignSGD, ICML 2019 (https://arxiv.org/abs/1901.09847), Algorithm 1.
 
 The memory only lowers the error of a mean; nothing else rests on it. A device that lost its memory begins with zeros.
 """

@@ -15,8 +15,9 @@ with ``amplitude="guarded"``
 
     ‖x̂ - x‖² = (1 - cos²)·‖x‖²,   cos² = <x, x̂>²/(‖x‖²·‖x̂‖²) >= 1/d wherever anything is kept,
 
-to the precision of a level (2^-16 of ‖x‖²); a payload states its own error. So with error feedback nothing is lost for
-good (``fedge.feedback``). At R = 1, M = 0 it is STC: top K, one magnitude, signs.
+to the precision of a level (2^-16 of ‖x‖²), with "lengthened" at most 1 - 0.64·cos²; a payload states its own error.
+So with error feedback nothing is lost for good (``fedge.feedback``). At R = 1, M = 0, guarded, it is STC: top K, one
+magnitude, signs.
 
 Bytes: ``payload.py``, ``subset.py``. Transmission order is the order of the coordinates; a lost one is zero, and the
 rest are multiplied by sent/received.
@@ -66,8 +67,8 @@ class M22:
 
     ``magnitude``: M >= 0 of the distortion. ``levels_bits``: R, 1 to 8 bits of sign and level for a kept coordinate;
     None takes what is predicted to lose least. ``family``: "gennorm", "weibull", "auto" (by likelihood, vector by
-    vector) or "empirical" (levels from the kept coordinates themselves). ``amplitude``: "guarded", "projection" or
-    "designed" (``encoder.py``).
+    vector) or "empirical" (levels from the kept coordinates themselves). ``amplitude``: "guarded", "lengthened",
+    "projection" or "designed" (``encoder.py``).
 
     Raises:
         CodecError: a setting out of its range; the message names it.

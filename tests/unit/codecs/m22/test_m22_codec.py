@@ -112,12 +112,28 @@ def test_guarded_payloads_are_contractions_by_exactly_their_cosine(family, magni
         assert error <= codec.error(data, SIZE) <= 1.1 * error + 1e-6
 
 
+@pytest.mark.parametrize("bits", [0.1, 0.5, 2.0])
+def test_a_lengthened_estimate_is_the_guarded_one_made_longer_where_it_is_poor(bits):
+    x = generalized_normal(0.7)
+    codec = M22(bits, levels_bits=1, amplitude="lengthened")
+    data = codec.encode(x, seed=1)
+    guarded = M22(bits, levels_bits=1)
+    near, far = (one.decode(one.encode(x, seed=1), SIZE, seed=1).astype(np.float64) for one in (guarded, codec))
+    wide = x.astype(np.float64)
+    lost_then = float(np.sum((near - wide) ** 2) / (wide @ wide))
+    assert np.allclose(far, (1 + 0.6 * lost_then) * near, rtol=2**-6)
+    error = float(np.sum((far - wide) ** 2) / (wide @ wide))
+    assert error == pytest.approx(lost_then * (1 + 0.36 * lost_then * (1 - lost_then)), rel=0.02)
+    assert error <= codec.error(data, SIZE) <= 1.1 * error + 1e-6
+
+
 def test_the_bound_of_the_contraction_holds_for_vectors_that_are_all_alike_or_one_spike():
     spike = np.full(5000, 1e-3, np.float32)
     spike[77] = 1.0
     for x in (np.ones(5000, np.float32), spike, np.resize(np.float32([1, -1, 0, 0, 0]), 5000)):
         for bits in (0.05, 1.0):
             assert lost(M22(bits), x) <= 1 - 1 / x.size
+            assert lost(M22(bits, amplitude="lengthened"), x) <= 1 - 0.64 / x.size
 
 
 def test_projection_makes_the_estimate_as_long_as_the_vector_in_its_direction():
