@@ -90,8 +90,8 @@ class M22Spec(Model):
     """How M22 quantizes, where it is the codec.
 
     ``magnitude`` is the paper's M: a number, or points ``[[round, M], ..]`` with straight lines between them. With
-    "auto", devices have error feedback unless the algorithm keeps duals, and ``amplitude`` is "guarded" with
-    feedback and "projection" without.
+    "auto", devices have error feedback unless the algorithm keeps duals, and ``amplitude`` is "lengthened"
+    with feedback and "projection" without.
     """
 
     magnitude: Magnitudes = Field(
@@ -99,7 +99,7 @@ class M22Spec(Model):
     )
     levels_bits: int = Field(default=0, ge=0, le=8, description="bits of sign and level; 0: predicted to lose least")
     family: Literal["auto", "gennorm", "weibull", "empirical"] = "auto"
-    amplitude: Literal["auto", "guarded", "projection", "designed"] = "auto"
+    amplitude: Literal["auto", "guarded", "lengthened", "projection", "designed"] = "auto"
     error_feedback: ErrorFeedback = Field(
         default="auto", description="devices remember what was lost and add it to what follows; not under feddyn"
     )
@@ -107,7 +107,8 @@ class M22Spec(Model):
     @model_validator(mode="after")
     def _feedback_contracts(self) -> Self:
         if self.error_feedback is True and self.amplitude in ("projection", "designed"):
-            raise ValueError(f'error_feedback needs amplitude "guarded" or "auto", got "{self.amplitude}"')
+            expected = '"lengthened", "guarded" or "auto"'
+            raise ValueError(f'error_feedback needs amplitude {expected}, got "{self.amplitude}"')
         return self
 
     @model_validator(mode="after")
@@ -170,9 +171,9 @@ class UplinkSpec(Model):
         if self.codec != "m22":
             return self.model_copy(update={"bits": bits})
         m22 = self.m22
-        is_safe = not isinstance(algorithm, FedDyn) and m22.amplitude in ("auto", "guarded")
+        is_safe = not isinstance(algorithm, FedDyn) and m22.amplitude in ("auto", "guarded", "lengthened")
         feedback = is_safe if m22.error_feedback == "auto" else m22.error_feedback
-        amplitude = ("guarded" if feedback else "projection") if m22.amplitude == "auto" else m22.amplitude
+        amplitude = ("lengthened" if feedback else "projection") if m22.amplitude == "auto" else m22.amplitude
         settled = {"magnitude": m22.magnitude_at(round_number), "error_feedback": feedback, "amplitude": amplitude}
         return self.model_copy(update={"bits": bits, "m22": m22.model_copy(update=settled)})
 

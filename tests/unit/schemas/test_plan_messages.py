@@ -53,7 +53,9 @@ def test_the_magnitude_of_m22_goes_straight_from_point_to_point(number: int, mag
 @pytest.mark.parametrize(
     ("text", "algorithm", "feedback", "amplitude"),
     [
-        ("", FEDAVG, True, "guarded"),
+        ("", FEDAVG, True, "lengthened"),
+        ('amplitude = "guarded"\n', FEDAVG, True, "guarded"),
+        ('amplitude = "lengthened"\n', FedDyn(name="feddyn"), False, "lengthened"),
         ("", FedDyn(name="feddyn"), False, "projection"),
         ("error_feedback = false\n", FEDAVG, False, "projection"),
         ('amplitude = "designed"\n', FEDAVG, False, "designed"),
@@ -114,7 +116,7 @@ def test_updates_follow_the_cohort_where_they_are_left_out() -> None:
         ),
         (LEAST + M22 + "magnitud = 1\n", "uplink.m22.magnitud: unknown key; did you mean 'magnitude'?"),
         (LEAST + M22 + "error_feedback = true\n", "feddyn is its own error feedback"),
-        (LEAST + M22 + 'error_feedback = true\namplitude = "designed"\n', 'needs amplitude "guarded" or "auto"'),
+        (LEAST + M22 + 'error_feedback = true\namplitude = "designed"\n', 'needs amplitude "lengthened", "guarded"'),
         (
             LEAST + '[uplink]\ncodec = "m22"\n[aggregation]\nweights = "shrinkage"\n',
             'shrinkage needs an unbiased codec, got uplink.codec = "m22"',
