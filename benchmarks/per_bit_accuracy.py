@@ -37,8 +37,8 @@ from fedge.algorithms.local import Optimizer
 from fedge.tasks.sources import VARIABLE
 from fedge.update import FLOAT32_BITS
 
-FIRST = ("m22", "stc", "tinyscript", "topk-uniform")
-OTHERS = ("m22-lengthened", "topk-fp4", "topk-fp8", "m22-empirical", "m22-M2", "m22-M4to0")
+FIRST = (tables.OURS, "stc", "tinyscript", "topk-uniform")
+OTHERS = ("m22", "topk-fp4", "topk-fp8", "m22-empirical", "m22-M2", "m22-M4to0")
 WITHOUT = ("m22-projection", "m22-M2-designed", "m22", "stc", "tinyscript", "qsgd", "sketch")
 
 
@@ -61,7 +61,7 @@ def break_even(seed_count: int) -> Iterator[Case]:
     for rates, seed, part, n in product(((1.0, 0.1), (0.5,)), range(seed_count), (1.0, 0.3), (2, 5, 10, 20, 40)):
         for bits in rates if n * part > 1 else ():
             yield Case(n, "sgd", "eden", False, bits, seed, part)
-            yield Case(n, "sgd", "m22", True, bits, seed, part)
+            yield Case(n, "sgd", tables.OURS, True, bits, seed, part)
 
 
 def main() -> None:
