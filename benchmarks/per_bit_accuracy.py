@@ -61,7 +61,7 @@ def break_even(seed_count: int) -> Iterator[Case]:
     for rates, seed, part, n in product(((1.0, 0.1), (0.5,)), range(seed_count), (1.0, 0.3), (2, 5, 10, 20, 40)):
         for bits in rates if n * part > 1 else ():
             yield Case(n, "sgd", "eden", False, bits, seed, part)
-            yield Case(n, "sgd", tables.OURS, True, bits, seed, part)
+            yield Case(n, "sgd", "m22", True, bits, seed, part)
 
 
 def main() -> None:

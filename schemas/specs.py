@@ -90,8 +90,8 @@ class M22Spec(Model):
     """How M22 quantizes, where it is the codec.
 
     ``magnitude`` is the paper's M: a number, or points ``[[round, M], ..]`` with straight lines between them. With
-    "auto", devices have error feedback unless the algorithm keeps duals, and ``amplitude`` is "lengthened"
-    with feedback and "projection" without.
+    "auto", devices have error feedback unless the algorithm keeps duals, and ``amplitude`` is "guarded" with
+    feedback and "projection" without.
     """
 
     magnitude: Magnitudes = Field(
@@ -173,7 +173,7 @@ class UplinkSpec(Model):
         m22 = self.m22
         is_safe = not isinstance(algorithm, FedDyn) and m22.amplitude in ("auto", "guarded", "lengthened")
         feedback = is_safe if m22.error_feedback == "auto" else m22.error_feedback
-        amplitude = ("lengthened" if feedback else "projection") if m22.amplitude == "auto" else m22.amplitude
+        amplitude = ("guarded" if feedback else "projection") if m22.amplitude == "auto" else m22.amplitude
         settled = {"magnitude": m22.magnitude_at(round_number), "error_feedback": feedback, "amplitude": amplitude}
         return self.model_copy(update={"bits": bits, "m22": m22.model_copy(update=settled)})
 

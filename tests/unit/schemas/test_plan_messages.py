@@ -53,8 +53,8 @@ def test_the_magnitude_of_m22_goes_straight_from_point_to_point(number: int, mag
 @pytest.mark.parametrize(
     ("text", "algorithm", "feedback", "amplitude"),
     [
-        ("", FEDAVG, True, "lengthened"),
-        ('amplitude = "guarded"\n', FEDAVG, True, "guarded"),
+        ("", FEDAVG, True, "guarded"),
+        ('amplitude = "lengthened"\n', FEDAVG, True, "lengthened"),
         ('amplitude = "lengthened"\n', FedDyn(name="feddyn"), False, "lengthened"),
         ("", FedDyn(name="feddyn"), False, "projection"),
         ("error_feedback = false\n", FEDAVG, False, "projection"),
