@@ -46,7 +46,7 @@ Reals = npt.NDArray[np.floating[Any]]
 
 def _upper(a: Reals) -> Doubles:
     """Return P(z > a)."""
-    tails = np.array([0.5 * math.erfc(value / math.sqrt(2)) for value in a.ravel()])
+    tails = np.fromiter((0.5 * math.erfc(value / math.sqrt(2)) for value in a.ravel()), np.float64, a.size)
     return tails.reshape(a.shape)
 
 
@@ -148,8 +148,13 @@ def _nodes() -> tuple[Ints, Doubles, Doubles]:
         length = np.where(share > 0, PRECISION_BITS - np.log2(table.of[klass]), 0.0)
     rate = low + (share * length).sum(axis=1)
     s = np.exp2(np.maximum(t, SPLIT) / UNITS)
-    second = 2 * s**2 * ((2 * k - 1) * _upper((k - 0.5) * s[:, None])).sum(axis=1)
-    gain = 2 * s * _density((k - 0.5) * s[:, None]).sum(axis=1)
+    second, gain = np.empty_like(s), np.empty_like(s)
+    # A few steps at a time: all at once would be the most memory that a device needs for an EDEN payload.
+    for first in range(0, s.size, 16):
+        own = s[first : first + 16]
+        a = (k - 0.5) * own[:, None]
+        second[first : first + 16] = 2 * own**2 * ((2 * k - 1) * _upper(a)).sum(axis=1)
+        gain[first : first + 16] = 2 * own * _density(a).sum(axis=1)
     error = np.where(t < SPLIT, np.exp2(2 * t / UNITS) / 12, second / gain**2 - 1)
     return t, rate, error
 

@@ -115,7 +115,8 @@ def order_of(classes: Ints, sizes: Ints) -> Ints:
     order = np.argsort(classes, kind="stable")
     starts, lengths = (np.cumsum(sizes) - sizes)[order], sizes[order]
     places = np.cumsum(lengths) - lengths
-    spread: Ints = np.repeat(starts - places, lengths) + np.arange(int(sizes.sum()))
+    spread: Ints = np.repeat(starts - places, lengths)
+    spread += np.arange(spread.size)
     return spread
 
 
