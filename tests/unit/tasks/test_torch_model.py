@@ -5,8 +5,10 @@ import pytest
 import torch
 from torch import nn
 
+from fedge import seeds
 from fedge.errors import LayoutError
 from fedge.layout import Kind
+from fedge.tasks import torch_model
 from fedge.tasks.torch_model import get_params, initialise, layout_of, set_params
 
 
@@ -98,6 +100,17 @@ def test_the_first_params_are_uniform_within_the_root_of_the_inputs():
         assert np.abs(values).max() <= 1
         assert abs(values.mean()) < 4 * (1 / 3 / len(values)) ** 0.5
         assert abs((values**2).mean() - 1 / 3) < 4 * (4 / 45 / len(values)) ** 0.5
+
+
+def test_large_params_are_drawn_in_one_stream(monkeypatch):
+    digests = set()
+    for at_once in (1, 100, 1 << 20):
+        monkeypatch.setattr(torch_model, "_DRAWN_AT_ONCE", at_once)
+        model = initialise(nn.Sequential(nn.Linear(40, 100), nn.Conv2d(3, 8, 3)), seed=3)
+        digests.add(get_params(model, layout_of(model)).tobytes())
+    assert len(digests) == 1
+    drawn = (2 * seeds.uniform(seeds.derive(3, "0", "weight"), 4000) - 1) / 40**0.5
+    assert (model[0].weight.detach().numpy().ravel() == drawn.astype(np.float32)).all()
 
 
 def test_norms_keep_what_their_constructor_set():
