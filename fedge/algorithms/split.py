@@ -21,6 +21,7 @@ import math
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import torch
@@ -101,14 +102,33 @@ class FrontHalf:
         else:
             dz = correct(data, z, batch.restored, self.options, batch.step)
         weights = torch.from_numpy(dz).to(outputs.device, outputs.dtype).view_as(outputs)
-        grads = torch.autograd.grad(outputs, self.trained, weights, materialize_grads=True)
+        end: Tensor = _End.apply(outputs, weights)  # type: ignore[no-untyped-call]
+        # Nothing is refused from here on, and neither z nor z~ has to be there beside what autograd makes.
         self._pending = None
+        del batch, outputs, z, dz, weights
+        grads = torch.autograd.grad(end, self.trained, materialize_grads=True)
         return torch.cat([grad.reshape(-1) for grad in grads]).cpu().float().numpy()
 
     def _run(self, inputs: Tensor, seed: int) -> Tensor:
         with drawing(seeds.derive(seed, "torch")):  # the same if it runs again
             outputs: Tensor = self.front(inputs)
         return outputs
+
+
+class _End(torch.autograd.Function):
+    """A scalar whose gradient by ``outputs`` is given. Neither of the two is kept while autograd does the rest."""
+
+    @staticmethod
+    def forward(ctx: Any, outputs: Tensor, gradient: Tensor) -> Tensor:
+        """Return a zero."""
+        ctx.gradient = gradient
+        return outputs.new_zeros(())
+
+    @staticmethod
+    def backward(ctx: Any, *_: Tensor) -> tuple[Tensor, None]:
+        """Return the gradient, and forget it."""
+        gradient, ctx.gradient = ctx.gradient, None
+        return gradient, None
 
 
 @dataclass(frozen=True, slots=True, eq=False)

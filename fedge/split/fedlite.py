@@ -134,7 +134,11 @@ def correct(data: bytes, z: Floats, restored: Floats, options: Options, step: in
 
 def corrected(gradient: Floats, z: Floats, restored: Floats, lam: float) -> Floats:
     """Return G + (λ/B)·(z - z~), in the dtype of ``gradient``."""
-    return gradient + gradient.dtype.type(lam / len(z)) * (z - restored)
+    # In place: a device has the tape in memory beside this.
+    found = (z - restored).astype(gradient.dtype, copy=False)
+    found *= gradient.dtype.type(lam / len(z))
+    found += gradient
+    return found
 
 
 def strength(gradient: Floats, z: Floats, restored: Floats, options: Options, step: int) -> float:

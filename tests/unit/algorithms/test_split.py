@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import weakref
 
 import numpy as np
 import pytest
@@ -143,6 +144,27 @@ def test_an_answer_comes_once_and_one_that_is_none_leaves_the_batch_waiting():
     front.backward(answer)
     with pytest.raises(TaskError, match="expected a batch that waits"):
         front.backward(answer)
+
+
+def test_neither_activations_nor_what_is_sent_of_them_are_there_while_gradients_are_computed():
+    class Watched(nn.Module):
+        """Keeps nothing of its outputs itself, and looks what else does."""
+
+        def forward(self, x: Tensor) -> Tensor:
+            x.register_hook(lambda _: alive.append([one() for one in watched if one() is not None]))
+            made = x.clone()
+            watched.append(weakref.ref(made))
+            return made
+
+    alive, watched, options = [], [], Options(36)
+    parts, (inputs, targets) = cut(model(), "3"), batches((5,))[0]
+    back = BackHalf(parts.back, LOSS, (8, 6, 6), options)
+    front = FrontHalf(nn.Sequential(parts.front, Watched()), options)
+    restored = back.receive(front.forward(inputs, 0, 1))[0]
+    watched.append(weakref.ref(front._pending.restored))
+    (answer,), _ = back.step([(restored, targets)], 0.1, 1)
+    front.backward(answer)
+    assert alive == [[]]
 
 
 def test_activations_of_another_model_are_refused():
