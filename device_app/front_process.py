@@ -24,9 +24,10 @@ import numpy as np
 from fedge.algorithms.base import LocalTerms
 from fedge.algorithms.front import FrontRun
 from fedge.algorithms.local import LocalSpec
+from fedge.codecs.entropy import prepare_reading
 from fedge.errors import TaskError
 from fedge.split import Options, Shared
-from fedge.split.message import MOST_VALUES
+from fedge.split.message import FLOAT_BITS, MOST_VALUES
 from fedge.tasks.base import Dataset, load
 from fedge.tasks.split_model import halved
 
@@ -76,12 +77,13 @@ class Fronts:
 
 
 def _open(request: Mapping[str, Any], parts: Sequence[bytes], data: Dataset) -> FrontRun:
-    task = load(request["task"])
+    task, settings = load(request["task"]), request["quantizer"]
+    if settings is not None and settings.get("gradient_bits") != FLOAT_BITS:
+        prepare_reading()  # before anything large is in memory
     model = halved(task, task.model(0))
     anchor, dual, params = (np.frombuffer(part, np.float32) if part else None for part in parts)
     if anchor is None:
         raise TaskError("split: expected params to start from, got none")
-    settings = request["quantizer"]
     run = FrontRun(
         model,
         data,

@@ -233,6 +233,18 @@ def _blocks(cut: Cut, top: float, coarse: Ints, relative: int, factors: Factors 
     return Blocks(cut.sizes, numbers, sigma, steps, low, gaussian.class_of(steps, low))
 
 
+def prepare_reading() -> None:
+    """Make the tables that payloads are read with, once a process.
+
+    Who has much to allocate and free besides does it first: tables stay where they are made, and a heap that has them
+    in its middle no longer finds room there for large arrays.
+    """
+    gaussian.frequencies()
+    one = grouping.cut([BLOCK])
+    blocks = _blocks(one, 1.0, np.full(1, block_scales.HIGHEST), 0, None)
+    block_scales.multipliers(blocks.sigma, blocks.steps, one.sizes, np.zeros(1, np.uint8))
+
+
 @dataclass(frozen=True, slots=True)
 class Parsed:
     """A payload taken apart: everything but the codes."""
