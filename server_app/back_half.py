@@ -20,6 +20,7 @@ from typing import Any, Protocol
 
 import numpy as np
 
+from fedge.errors import FedgeError
 from fedge.layout import Vector
 from fedge.protocol import gathering
 from fedge.protocol.gathering import Arrived, Came, Dropped, Gathering, Last, Left, Stepped, Take, WakeAt
@@ -215,8 +216,8 @@ class BackHalf:
                     if not self.over.is_set():
                         await self._go_on()
                 await self._next()
-        except (ServerError, OSError) as error:
-            self._fail(error)
+        except (ServerError, FedgeError, OSError, LookupError, ValueError) as error:
+            self._fail(error)  # of this round, whatever it is: the aggregator goes on
         finally:
             self._is_open.set()
 
