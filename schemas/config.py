@@ -62,7 +62,8 @@ class DeviceConfig(Model):
         default="auto", description="of split steps; auto: WebSocket, and long polls where that does not get through"
     )
     keeps_tape: bool = Field(
-        default=True, description="false: the front half is run twice a step, in about a tenth of the memory"
+        default=True,
+        description="false: the front half is run twice a step, and keeps a tenth of the memory while it waits",
     )
     tls_ca: str = Field(default="", description="certificate authority of the server, where it is private")
     log_level: LogLevel = "INFO"
