@@ -23,7 +23,7 @@ import numpy as np
 from fedge.errors import FedgeError
 from fedge.layout import Vector
 from fedge.protocol import gathering
-from fedge.protocol.gathering import Arrived, Came, Dropped, Gathering, Last, Left, Stepped, Take, WakeAt
+from fedge.protocol.gathering import Arrived, Came, Dropped, Gathering, Last, Left, Stepped, WakeAt
 from fedge.protocol.ledger import Conflict
 from fedge.protocol.split_counts import Counts
 from fedge.split.exchange import NO_DIGEST, Answer, Batch, Hello, Over, Refusal
@@ -281,16 +281,16 @@ class BackHalf:
         """Take steps as long as enough batches wait."""
         while self._state.under_way and not self.over.is_set():
             devices = tuple(name for name in self._state.waiting if name in self._state.under_way)
-            await self._take(Take(devices))
+            await self._take(devices)
 
-    async def _take(self, asked: Take) -> None:
-        sent = [(name, self._batches[name]) for name in asked.devices]
+    async def _take(self, devices: tuple[str, ...]) -> None:
+        sent = [(name, self._batches[name]) for name in devices]
         at_work = max(self.at_work(), len(sent))
         assert self._journal is not None
         try:
             await asyncio.to_thread(self._journal.append, records_of(sent, at_work))
         except (OSError, JournalError) as error:
-            self._drop(asked.devices, error)
+            self._drop(devices, error)
             return
         try:
             await self._step(sent, at_work)

@@ -39,7 +39,7 @@ HEARTBEAT_SECONDS = 30.0
 
 
 async def split(request: web.Request) -> web.StreamResponse:
-    """Steps of split training over a WebSocket (docs/split.md); without one, the answer to a step, by long poll."""
+    """Steps of split training by WebSocket (docs/split_runs.md); without one, the answer to a step, by long poll."""
     context, device, _ = authenticate(request)
     back = await _back_half(request, context, device.id)
     if web.WebSocketResponse().can_prepare(request):
@@ -53,7 +53,7 @@ async def split(request: web.Request) -> web.StreamResponse:
 
 
 async def split_step(request: web.Request) -> web.StreamResponse:
-    """One step of split training: a batch up, its answer down (docs/split.md)."""
+    """One step of split training: a batch up, its answer down (docs/split_runs.md)."""
     context, device, _ = authenticate(request)
     back = await _back_half(request, context, device.id)
     if request.content_type != FRAMES:
