@@ -9,7 +9,8 @@ If only the first k coordinates are sent, q is 0 for the rest and ||y||² is rep
 the same mean and rises and falls with <y, q>: 2 % less error at k = 100.
 
 Vargaftik et al., EDEN, ICML 2022 (https://arxiv.org/abs/2108.08842), section 3; at one bit it is DRIVE
-(https://arxiv.org/abs/2105.08339). Sums run in float64 over 16 lanes, entry i in lane i mod 16, lanes added in order.
+(https://arxiv.org/abs/2105.08339). Sums run over 32 columns, entry i in column i mod 32: 16 rows of them, a run, in
+float32, runs in float64, then the columns in order.
 
 Each block is first multiplied by the power of two that brings its largest magnitude near 1, so that neither 1e38
 nor subnormal numbers lose anything on the way. Scales travel divided by 32, because S reaches 32·||x||/√n when
@@ -34,6 +35,7 @@ from fedge.codecs.rotation import BLOCK, Workspace
 
 HEADROOM = 32.0
 LANES = 16
+COLUMNS, RUN = 32, 512  # of sums of products
 CHUNK = 144  # blocks worked on at once: long rows, few calls of NumPy's, and no power of two between rows
 TILE = 256  # entries of all blocks that leave together: long enough for NumPy's loops
 ONE = np.float32(1)
@@ -117,7 +119,7 @@ def _groups(plan: Plan) -> Iterator[_Group]:
 
 
 def lane_product(a: Doubles, b: Doubles) -> Doubles:
-    """Return Σ a·b of each column over 16 lanes, in the order that ``kernels/kernels.h`` uses.
+    """Return Σ a·b of each column in float64 over 16 lanes, in the order that ``kernels/codes.h`` uses.
 
     ``a`` and ``b`` hold float32 numbers, so their products are exact. einsum adds whole rows, first to last.
     """
@@ -129,6 +131,25 @@ def lane_product(a: Doubles, b: Doubles) -> Doubles:
     total: Doubles = lanes[0].copy()
     for lane in lanes[1:]:
         total += lane
+    return total
+
+
+def _product(a: Vector, b: Vector) -> Doubles:
+    """Return Σ a·b of each column of float32 ``[n, blocks]``, in the order that ``kernels/quantize.h`` uses."""
+    terms = a * b
+    n, columns = terms.shape
+    if n % RUN:
+        terms = np.concatenate((terms, np.zeros((-n % RUN, columns), np.float32)))
+    rows = terms.reshape(-1, RUN // COLUMNS, COLUMNS * columns)
+    run = rows[:, 0].copy()
+    for row in range(1, RUN // COLUMNS):
+        run += rows[:, row]
+    sums = np.zeros(COLUMNS * columns)
+    for one in run:
+        sums += one
+    total = np.zeros(columns)
+    for column in sums.reshape(COLUMNS, columns):
+        total += column
     return total
 
 
@@ -177,21 +198,20 @@ def _encode_blocks(x: Vector, group: _Group, seed: int) -> tuple[Doubles, npt.ND
     else:
         y = rotation.rotate_tail(y[:, 0], seed, group.signs).reshape(n, 1)
     length = float(BLOCK) if group.work else 1.0
-    wide = y.astype(np.float64)
-    energy = lane_product(wide, wide)
+    energy = _product(y, y)
     with np.errstate(divide="ignore"):
         inverse_sigma = np.where(energy > 0, 1 / np.sqrt(energy / n), 0).astype(np.float32)
     codes = [_quantize(y[start:stop], inverse_sigma, width) for start, stop, width in run.parts]
     packed = np.concatenate(codes)
-    sent = wide[: run.sent]
+    sent = y[: run.sent]
     if run.sent == run.low and run.width == 1:  # quicker than a look at the codes, in the commonest case
-        q = np.copysign(lloyd.LEVELS[0][1], y[: run.sent])
+        q = np.copysign(lloyd.LEVELS[0][1], sent)
     else:
         q = np.empty((run.sent, group.count), dtype=np.float32)
         _dequantize(packed, run, ONE, q)
-    product = lane_product(sent, q.astype(np.float64))
+    product = _product(sent, q)
     if run.sent < n:
-        energy = lane_product(sent, sent) * (n / run.sent)
+        energy = _product(sent, sent) * (n / run.sent)
     with np.errstate(divide="ignore", invalid="ignore"):
         scale = np.ldexp(energy / (product * length * HEADROOM), -shift)
     scale = np.where(product > 0, np.minimum(scale, LARGEST), 0.0)

@@ -11,14 +11,13 @@
  *                         from a table that repeats every 4, look_up_high one from 8 on
  *     load_codes, ..      W bytes to Ints and back; store_codes_4 stores 4·W, of -128 to 127
  *     add_to_floats, ..   W sums + weight·x in double, rounded to the sum's type
- *     Sums, add_products  16 sums in double, in the order of lanes, and y·q added to them; add_squares, y·y;
- *                         add_squares_and_magnitudes, y·y to one and |y|·factor to another
+ *     Sums, add_products  16 sums in double, in the order of lanes, and y·q added to them; add_squares, y·y
  *     LOOKS_UP            whether look_up_8 is one instruction
  *     ONE_TABLE           whether look_up is
  *
  * `twin.py` is the same program in NumPy and the one to read first; every constant, every order of additions and every
  * byte follows `rotation.py`, `packing.py`, `lloyd.py` and `twin.py`, and tests hold both together. What keeps the bits
- * equal on every machine: float32 additions and subtractions in one fixed order, sums in double over 16 lanes, no
+ * equal on every machine: float32 additions and subtractions in one fixed order, sums in columns and lanes, no
  * contraction (-ffp-contract=off) but of exact products, no reassociation (never -ffast-math).
  *
  * A block of 4096 floats stays in the first cache from its first pass to its last. Lines of the blocks to come
@@ -75,12 +74,11 @@ INLINE void ask_all(const uint8_t *from, Py_ssize_t size) {
 /* ---- encoding ----------------------------------------------------------------------------------------------- */
 
 /* Quantize and pack y into `to`; return <y, Q(y)>. Quantized numbers are kept only until they are multiplied, a few
- * hundred at a time: the first cache holds them, and the product's additions wait while the quantizer works. */
+ * hundred at a time: the first cache holds them. Entries behind those sent become zero, to the end of a run. */
 INLINE double send(const Job *job, float *y, float inverse_sigma, Run run, uint8_t *to) {
-    enum { STEP = 16 * LANES };
     uint8_t codes[BLOCK + LANES] __attribute__((aligned(LINE)));
-    float q[STEP + 2 * LANES] __attribute__((aligned(LINE)));
-    Sums sums = {0};
+    float q[2 * RUN + LANES] __attribute__((aligned(LINE)));
+    BlockSums sums = {{0}};
     Part parts[2];
     int count = parts_of(run, parts), sent = run.high + run.low, done = 0, held = 0; /* entries multiplied, waiting */
     if (run.low == BLOCK && run.width > 1 && run.width <= 4) {
@@ -90,22 +88,24 @@ INLINE double send(const Job *job, float *y, float inverse_sigma, Run run, uint8
     }
     for (int p = 0; p < count; p++) {
         Part part = parts[p];
-        for (int at = 0; at < part.count; at += STEP) {
-            int n = part.count - at < STEP ? part.count - at : STEP, k = 0;
+        for (int at = 0; at < part.count; at += RUN) {
+            int n = part.count - at < RUN ? part.count - at : RUN;
             quantize(job, y + done + held, inverse_sigma, n, part.width, part.wide, codes + at, q + held);
-            for (held += n; held >= LANES; held -= LANES, k += LANES) add_products(&sums, y + done + k, q + k);
-            if (held) memcpy(q, q + k, sizeof(float) * LANES);
-            done += k;
+            held += n;
+            if (held < RUN) continue;
+            add_products_of_run(&sums, y + done, q);
+            done += RUN, held -= RUN;
+            memcpy(q, q + RUN, sizeof(float) * (size_t)held);
         }
         pack(codes, part.count, part.width, to);
         to += packed_bytes(part.count, part.width);
     }
     if (held) {
-        memset(y + sent, 0, sizeof(float) * LANES);
-        memset(q + held, 0, sizeof(float) * LANES);
-        add_products(&sums, y + done, q);
+        memset(y + sent, 0, sizeof(float) * (size_t)(RUN - held));
+        memset(q + held, 0, sizeof(float) * (size_t)(RUN - held));
+        add_products_of_run(&sums, y + done, q);
     }
-    return total_of(&sums);
+    return sum_of(&sums);
 }
 
 /* Write one block's codes to `to` and return its scale, divided by the headroom; -1 if it is not finite. `peak` is the
@@ -129,17 +129,13 @@ INLINE double encode_block(const Job *job, const float *x, int n, Run run, uint6
     } else {
         for (int i = 0; i < n; i++) a[i] = x[i] * factor;
         rotate_tail(a, b, n, job->base, SETS_PER_BLOCK * signs_of(job, (Py_ssize_t)block));
-        memset(a + n, 0, sizeof(float) * LANES);
         energy = energy_of(a, n);
     }
     if (one_bit)
         pack_signs(a, to);
     else
         product = send(job, a, energy > 0 ? (float)(1 / sqrt(energy / n)) : 0.0f, run, to);
-    if (sent < n) {
-        memset(a + sent, 0, sizeof(float) * LANES);
-        energy = energy_of(a, sent) * ((double)n / sent);
-    }
+    if (sent < n) energy = energy_of(a, sent) * ((double)n / sent);
     double scale = product > 0 ? ldexp(energy / (product * length * HEADROOM), -shift) : 0.0;
     if (scale > FLT_MAX) scale = FLT_MAX;
     if (scale == 0) memset(to, 0, (size_t)run_bytes(run));

@@ -117,11 +117,43 @@ INLINE double total_of(const Sums *sums) {
     return total;
 }
 
-/* <y, y> in double; reads whole groups of 16. */
-INLINE double energy_of(const float *y, int n) {
-    Sums sums = {0};
-    for (int i = 0; i < n; i += LANES) add_squares(&sums, y + i);
-    return total_of(&sums);
+/* Sums of products over a block: entry i in column i mod 32, 16 rows of them (a run) in float32, runs in double, columns
+ * in order. Enough columns for additions not to wait for each other, enough rows for few conversions. */
+enum { COLUMNS = 32, RUN = 16 * COLUMNS };
+
+typedef struct {
+    Floats column[COLUMNS / W];
+} RunSums;
+
+typedef struct {
+    double column[COLUMNS];
+} BlockSums;
+
+INLINE void add_run(BlockSums *sums, const RunSums *run) {
+    float column[COLUMNS];
+    memcpy(column, run, sizeof column);
+    for (int c = 0; c < COLUMNS; c++) sums->column[c] += (double)column[c];
+}
+
+INLINE double sum_of(const BlockSums *sums) {
+    double total = sums->column[0];
+    for (int c = 1; c < COLUMNS; c++) total += sums->column[c];
+    return total;
+}
+
+INLINE void add_products_of_run(BlockSums *sums, const float *y, const float *q) {
+    RunSums run = {{{0}}};
+    for (int i = 0; i < RUN; i += COLUMNS)
+        UNROLL for (int v = 0; v < COLUMNS / W; v++) run.column[v] += load(y + i + v * W) * load(q + i + v * W);
+    add_run(sums, &run);
+}
+
+/* <y, y>; entries from n to the end of a run become zero. */
+INLINE double energy_of(float *y, int n) {
+    BlockSums sums = {{0}};
+    memset(y + n, 0, sizeof(float) * (size_t)(-n & (RUN - 1)));
+    for (int i = 0; i < n; i += RUN) add_products_of_run(&sums, y + i, y + i);
+    return sum_of(&sums);
 }
 
 /* The bits of the largest magnitude. */
@@ -140,18 +172,26 @@ typedef struct {
 } Measures;
 
 INLINE Measures measure_with(int with_product, const float *y, float level, const float *next) {
-    Sums squares = {0}, products = {0};
-    Ints largest = {0};
+    BlockSums squares = {{0}}, products = {{0}};
+    Ints largest[COLUMNS / W] = {{0}};
     Measures found = {0};
-    for (int i = 0; i < BLOCK; i += LANES) {
-        if (with_product)
-            add_squares_and_magnitudes(&squares, &products, y + i, level);
-        else
-            add_squares(&squares, y + i);
-        UNROLL for (int l = 0; l < LANES; l += W) largest = larger(largest, (Ints)load(next + i + l) & INT32_MAX);
+    for (int run = 0; run < BLOCK / RUN; run++) {
+        RunSums square = {{{0}}}, product = {{{0}}};
+        for (int row = 0; row < RUN / COLUMNS; row++, y += COLUMNS, next += COLUMNS)
+            UNROLL for (int v = 0; v < COLUMNS / W; v++) {
+                Floats x = load(y + v * W);
+                square.column[v] += x * x;
+                if (with_product) product.column[v] += (Floats)((Ints)x & INT32_MAX) * level;
+                largest[v] = larger(largest[v], (Ints)load(next + v * W) & INT32_MAX);
+            }
+        add_run(&squares, &square);
+        if (with_product) add_run(&products, &product);
     }
-    for (int l = 0; l < W; l++) found.peak = (uint32_t)largest[l] > found.peak ? (uint32_t)largest[l] : found.peak;
-    found.energy = total_of(&squares), found.product = total_of(&products);
+    for (int c = 0; c < COLUMNS; c++) {
+        uint32_t peak = (uint32_t)largest[c / W][c % W];
+        found.peak = peak > found.peak ? peak : found.peak;
+    }
+    found.energy = sum_of(&squares), found.product = sum_of(&products);
     return found;
 }
 
@@ -167,7 +207,7 @@ INLINE double quantize_block_to(int width, float *y, float inverse_sigma, const 
     enum { STEP = 1024 }; /* long enough for two loops to be faster than one with twice the registers */
     float q[STEP] __attribute__((aligned(LINE)));
     Quantizer quantizer = quantizer_of(tables, levels, width);
-    Sums sums = {0};
+    BlockSums sums = {{0}};
     for (int at = 0; at < BLOCK; at += STEP) {
         for (int i = 0; i < STEP; i += 4 * W) {
             Floats z[4];
@@ -187,9 +227,9 @@ INLINE double quantize_block_to(int width, float *y, float inverse_sigma, const 
             }
             store_codes_4(codes + at + i, code);
         }
-        for (int k = 0; k < STEP; k += LANES) add_products(&sums, y + at + k, q + k);
+        for (int k = 0; k < STEP; k += RUN) add_products_of_run(&sums, y + at + k, q + k);
     }
-    return total_of(&sums);
+    return sum_of(&sums);
 }
 
 /* Quantize a whole block to 2 to 4 bits; return <y, q>. Overwrites y. */

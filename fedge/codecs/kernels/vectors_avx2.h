@@ -130,21 +130,6 @@ INLINE void add_squares(Sums *sums, const float *y) {
     sums->c = add_product(sums->c, c, c), sums->d = add_product(sums->d, d, d);
 }
 
-INLINE void add_square_and_magnitude(__m256d *square, __m256d *magnitude, const float *y, double factor) {
-    __m256d a = doubles(y);
-    *square = _mm256_fmadd_pd(a, a, *square);
-    *magnitude = _mm256_fmadd_pd(_mm256_andnot_pd(_mm256_set1_pd(-0.0), a), _mm256_set1_pd(factor), *magnitude);
-}
-
-/* Squares, and magnitudes times a positive number. Fused, because of eight sums none waits long, but one for which no
- * register is left waits three times as long. */
-INLINE void add_squares_and_magnitudes(Sums *squares, Sums *magnitudes, const float *y, float factor) {
-    add_square_and_magnitude(&squares->a, &magnitudes->a, y, factor);
-    add_square_and_magnitude(&squares->b, &magnitudes->b, y + 4, factor);
-    add_square_and_magnitude(&squares->c, &magnitudes->c, y + 8, factor);
-    add_square_and_magnitude(&squares->d, &magnitudes->d, y + 12, factor);
-}
-
 INLINE void store_sums(double *to, const Sums *sums) {
     _mm256_storeu_pd(to, sums->a);
     _mm256_storeu_pd(to + 4, sums->b);

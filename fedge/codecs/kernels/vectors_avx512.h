@@ -124,16 +124,6 @@ INLINE void add_squares(Sums *sums, const float *y) {
     sums->high = _mm512_add_pd(sums->high, _mm512_mul_pd(b, b));
 }
 
-/* Squares, and magnitudes times a positive number. */
-INLINE void add_squares_and_magnitudes(Sums *squares, Sums *magnitudes, const float *y, float factor) {
-    __m512d a = _mm512_cvtps_pd(_mm256_loadu_ps(y)), b = _mm512_cvtps_pd(_mm256_loadu_ps(y + 8));
-    __m512d c = _mm512_set1_pd(factor);
-    squares->low = _mm512_add_pd(squares->low, _mm512_mul_pd(a, a));
-    squares->high = _mm512_add_pd(squares->high, _mm512_mul_pd(b, b));
-    magnitudes->low = _mm512_add_pd(magnitudes->low, _mm512_mul_pd(_mm512_abs_pd(a), c));
-    magnitudes->high = _mm512_add_pd(magnitudes->high, _mm512_mul_pd(_mm512_abs_pd(b), c));
-}
-
 INLINE void store_sums(double *to, const Sums *sums) {
     _mm512_storeu_pd(to, sums->low);
     _mm512_storeu_pd(to + 8, sums->high);

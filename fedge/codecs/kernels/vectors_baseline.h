@@ -89,10 +89,4 @@ INLINE void add_products(Sums *sums, const float *y, const float *q) {
 
 INLINE void add_squares(Sums *sums, const float *y) { add_products(sums, y, y); }
 
-/* Squares, and magnitudes times a positive number. */
-INLINE void add_squares_and_magnitudes(Sums *squares, Sums *magnitudes, const float *y, float factor) {
-    add_products(squares, y, y);
-    for (int l = 0; l < LANES; l++) magnitudes->lane[l] += fabs((double)y[l]) * (double)factor;
-}
-
 INLINE void store_sums(double *to, const Sums *sums) { memcpy(to, sums, sizeof *sums); }
