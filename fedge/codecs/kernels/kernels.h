@@ -9,6 +9,7 @@
  *     multiply_add        x·factor + term, rounded once or twice
  *     Table, look_up      table[index], of 16 entries; look_up_8 takes the index modulo 8, look_up_4 too
  *                         from a table that repeats every 4, look_up_high one from 8 on
+ *     shift_left, ..      Ints, all by as many bits; not by the instruction for that, which uses two units
  *     load_codes, ..      W bytes to Ints and back; store_codes_4 stores 4·W, of -128 to 127
  *     add_to_floats, ..   W sums + weight·x in double, rounded to the sum's type
  *     Sums, add_products  16 sums in double, in the order of lanes, and y·q added to them; add_squares, y·y
@@ -35,7 +36,7 @@ INLINE Floats load(const float *from) {
     return x;
 }
 
-INLINE Ints load_ints(const uint32_t *from) {
+INLINE Ints load_ints(const void *from) {
     Ints x;
     memcpy(&x, from, sizeof x);
     return x;
@@ -232,7 +233,7 @@ INLINE void deliver_block_to(Target target, int plainly, float *x, const uint32_
     double *doubles = out;
     for (int row = 0; row < BLOCK; row += 2 * SIDE) {
         UNROLL for (int l = 0; l < 2 * SIDE; l += W) {
-            Floats y = negate(load(x + row + l), load_ints(lanes + l) << (31 - row / (2 * SIDE))) * scale;
+            Floats y = negate(load(x + row + l), shift_left(load_ints(lanes + l), 31 - row / (2 * SIDE))) * scale;
             if (plainly && target == ONTO_FLOATS) y += load(floats + row + l);
             store(plainly ? floats + row + l : x + row + l, y);
         }

@@ -3,7 +3,7 @@
  * H' = C·T·C runs in place on one copy of the block, which stays in the first cache, in passes that load a vector once
  * and do as many stages as the registers hold:
  *
- *     turn_tiles    the first stages of C inside tiles of W × W, then every tile is transposed where it is
+ *     turn_tiles    the first stages of C inside tiles of W × W, then every tile is transposed where it is; turn_codes
  *     mix           the later stages of C, then all of the second C
  *
  * The tiles themselves are not exchanged: after one H' the block is `turned`, its entry (W·P + q, W·S + l) lying where
@@ -37,65 +37,59 @@ INLINE void make_lanes(uint32_t *lanes, uint64_t base, uint64_t set) {
     }
 }
 
-/* Where turn_tiles takes a block from: floats, or codes of `bits` = 1, 2 or 4 bits in one plane (pack.h). `levels` has 16
- * entries, which repeat every 2^bits. */
-typedef struct {
-    const float *floats;
-    const uint8_t *codes;
-    int bits, shift;
-    Table levels;
-} Source;
-
-/* The source from a tile's first row and column on; the row is a multiple of W. */
-INLINE Source tile_of(Source source, int row, int column) {
-    int rows = 8 * source.bits; /* in one field of the bytes */
-    if (!source.bits) {
-        source.floats += row * SIDE + column;
-    } else {
-        source.codes += row % rows * SIDE + column;
-        source.shift = row / rows * source.bits;
-    }
-    return source;
-}
-
-/* W numbers of row i of a tile. */
-INLINE Floats fetch(const Source *tile, int i) {
-    if (!tile->bits) return load(tile->floats + i * SIDE);
-    int rows = 8 * tile->bits, shift = tile->shift + i / rows * tile->bits;
-    Ints codes = load_codes(tile->codes + i % rows * SIDE) >> shift;
-    return tile->bits < 4 ? look_up_4(tile->levels, codes) : look_up(tile->levels, codes);
-}
-
 /* The next bit of every lane comes first: an addition, because shifts have fewer units. */
 INLINE Ints twice(Ints lanes) { return (Ints)((Unsigned)lanes + (Unsigned)lanes); }
 
-/* Multiply by `factor`, negate by the signs in `lanes` if there are any, stages 1, .., W/2, transpose each tile. Bit j
- * of a lane belongs to rows 2j and 2j + 1. */
-INLINE void turn_tiles(Source from, float *to, const uint32_t *lanes, float factor, int turned, Ahead *ahead) {
-    for (int down = 0; down < SIDE; down += W) {
+/* A tile in registers: stages 1, .., W/2, then transposed. */
+INLINE void turn(Floats *x) {
+    hadamard_of_vectors(x, W);
+    transpose(x);
+}
+
+/* Multiply by `factor`, negate by the signs in `lanes` if there are any, and turn each tile. Bit j of a lane belongs to
+ * rows 2j and 2j + 1. Tiles are taken so that signs stay where they are from one to the next: the last row first, its
+ * bits are the highest. */
+INLINE void turn_tiles(const float *from, float *to, const uint32_t *lanes, float factor, int turned, Ahead *ahead) {
+    for (int outer = 0; outer < SIDE; outer += W) {
         Ints even = {0}, odd = {0};
-        if (lanes && turned) even = load_ints(lanes + down), odd = load_ints(lanes + SIDE + down);
-        for (int step = 0; step < SIDE; step += W) {
-            int right = turned ? SIDE - W - step : step; /* the last row first: its bits are the highest */
-            Source source = tile_of(from, down, right);
-            float *turned_tile = to + down * SIDE + right;
+        if (lanes) even = load_ints(lanes + outer), odd = load_ints(lanes + SIDE + outer);
+        for (int inner = SIDE - W; inner >= 0; inner -= W) {
+            int corner = turned ? outer * SIDE + inner : inner * SIDE + outer;
             Floats x[W];
-            if (lanes && !turned) {
-                even = load_ints(lanes + right) << (32 - W / 2 - down / 2);
-                odd = load_ints(lanes + SIDE + right) << (32 - W / 2 - down / 2);
-            }
             ask(ahead, W * W / 32);
             UNROLL for (int i = W - 2; i >= 0; i -= 2) {
-                x[i] = fetch(&source, i) * factor, x[i + 1] = fetch(&source, i + 1) * factor;
+                x[i] = load(from + corner + i * SIDE) * factor, x[i + 1] = load(from + corner + (i + 1) * SIDE) * factor;
                 if (!lanes) continue;
                 x[i] = negate(x[i], even), x[i + 1] = negate(x[i + 1], odd);
                 even = twice(even), odd = twice(odd);
             }
-            hadamard_of_vectors(x, W);
-            transpose(x);
-            UNROLL for (int i = 0; i < W; i++) store(turned_tile + i * SIDE, x[i]);
+            turn(x);
+            UNROLL for (int i = 0; i < W; i++) store(to + corner + i * SIDE, x[i]);
         }
     }
+}
+
+/* The same without signs, of codes of `bits` = 1, 2 or 4 bits in one plane (pack.h); `levels` has 16 entries, which repeat
+ * every 2^bits. A row of codes fills vectors of 32 bits with four bytes each, of which one after the other is shifted to
+ * where look_up reads: so a tile's columns lie 4 apart, and what it becomes is stored where they belong. */
+INLINE void turn_codes(const uint8_t *from, int bits, Table levels, float *to, Ahead *ahead) {
+    int rows = 8 * bits; /* in one field of the bytes */
+    for (int down = 0; down < SIDE; down += W)
+        for (int part = 0; part < SIDE; part += 4 * W)
+            for (int k = 0; k < 4; k++) {
+                const uint8_t *bytes = from + down % rows * SIDE + part;
+                float *corner = to + (down + k) * SIDE + part;
+                Floats x[W];
+                __asm__("" : "+r"(bytes)); /* or compilers prepare an address for each row and have no register left */
+                ask(ahead, W * W / 32);
+                UNROLL for (int i = 0; i < W; i++) {
+                    Ints codes = load_ints(bytes + i % rows * SIDE);
+                    codes = shift_right(codes, 8 * k + (down / rows + i / rows) * bits);
+                    x[i] = bits < 4 ? look_up_4(levels, codes) : look_up(levels, codes);
+                }
+                turn(x);
+                UNROLL for (int l = 0; l < W; l++) store(corner + 4 * l % W * SIDE + 4 * l / W * W, x[l]);
+            }
 }
 
 /* Where vector n lies, if vectors are numbered so that the stages after turn_tiles are those of distance 1, 2, 4, .. */
@@ -127,37 +121,31 @@ INLINE void mix_all(float *to, int turned) {
     }
 }
 
-INLINE Source floats(const float *from) { return (Source){.floats = from}; }
-
-INLINE Source packed(const uint8_t *codes, int bits, const float *levels) {
-    return (Source){.codes = codes, .bits = bits, .levels = load_table(levels)};
-}
-
 /* Both rotations of rotation.py: y = rotate(factor·x). Asks for 256 lines. */
 PHASE void rotate(const float *x, float *y, float factor, uint64_t base, uint64_t block, Ahead *ahead) {
     uint32_t lanes[2 * WORDS_PER_SET] __attribute__((aligned(LINE)));
     make_lanes(lanes, base, SETS_PER_BLOCK * block);
-    turn_tiles(floats(x), y, lanes, factor, 0, ahead);
+    turn_tiles(x, y, lanes, factor, 0, ahead);
     mix_all(y, 0);
     make_lanes(lanes, base, SETS_PER_BLOCK * block + 1);
-    turn_tiles(floats(y), y, lanes, 1.0f, 1, ahead);
+    turn_tiles(y, y, lanes, 1.0f, 1, ahead);
     mix_all(y, 1);
 }
 
-/* rotation.py's unrotate but for the last signs, from codes (see Source) or, without, from x itself. Asks for 256 lines. */
+/* rotation.py's unrotate but for the last signs, from codes (see turn_codes) or, without, from x itself. Asks for 256 lines. */
 PHASE void unrotate(const uint8_t *codes, int width, const float *levels, float *x, uint64_t base, uint64_t block,
                      Ahead *ahead) {
     uint32_t lanes[2 * WORDS_PER_SET] __attribute__((aligned(LINE)));
     if (!codes)
-        turn_tiles(floats(x), x, NULL, 1.0f, 0, ahead);
+        turn_tiles(x, x, NULL, 1.0f, 0, ahead);
     else if (width == 1)
-        turn_tiles(packed(codes, 1, levels), x, NULL, 1.0f, 0, ahead);
+        turn_codes(codes, 1, load_table(levels), x, ahead);
     else if (width == 2)
-        turn_tiles(packed(codes, 2, levels), x, NULL, 1.0f, 0, ahead);
+        turn_codes(codes, 2, load_table(levels), x, ahead);
     else
-        turn_tiles(packed(codes, 4, levels), x, NULL, 1.0f, 0, ahead);
+        turn_codes(codes, 4, load_table(levels), x, ahead);
     mix_all(x, 0);
     make_lanes(lanes, base, SETS_PER_BLOCK * block + 1);
-    turn_tiles(floats(x), x, lanes, 1.0f, 1, ahead);
+    turn_tiles(x, x, lanes, 1.0f, 1, ahead);
     mix_all(x, 1);
 }

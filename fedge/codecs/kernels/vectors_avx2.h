@@ -76,6 +76,14 @@ INLINE Floats look_up_high(Table table, Ints index) {
     return (Floats)_mm256_permutevar8x32_ps(table.high, (__m256i)index);
 }
 
+INLINE Ints shift_left(Ints x, int count) {
+    return (Ints)_mm256_sllv_epi32((__m256i)x, _mm256_set1_epi32(count));
+}
+
+INLINE Ints shift_right(Ints x, int count) {
+    return (Ints)_mm256_srlv_epi32((__m256i)x, _mm256_set1_epi32(count));
+}
+
 INLINE Ints load_codes(const uint8_t *from) {
     return (Ints)_mm256_cvtepu8_epi32(_mm_loadl_epi64((const __m128i *)from));
 }

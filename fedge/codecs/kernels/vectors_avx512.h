@@ -71,9 +71,17 @@ INLINE Floats look_up(Table table, Ints index) { return (Floats)_mm512_permutexv
 
 INLINE Floats look_up_8(Table table, Ints index) { return look_up(table, index & 7); }
 
-INLINE Floats look_up_4(Table table, Ints index) { return look_up_8(table, index); }
+INLINE Floats look_up_4(Table table, Ints index) { return look_up(table, index); }
 
 INLINE Floats look_up_high(Table table, Ints index) { return look_up(table, index); }
+
+INLINE Ints shift_left(Ints x, int count) {
+    return (Ints)_mm512_sllv_epi32((__m512i)x, _mm512_set1_epi32(count));
+}
+
+INLINE Ints shift_right(Ints x, int count) {
+    return (Ints)_mm512_srlv_epi32((__m512i)x, _mm512_set1_epi32(count));
+}
 
 INLINE Ints load_codes(const uint8_t *from) {
     return (Ints)_mm512_cvtepu8_epi32(_mm_loadu_si128((const __m128i *)from));

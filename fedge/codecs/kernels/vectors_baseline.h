@@ -61,6 +61,10 @@ INLINE Floats look_up_4(Table table, Ints index) { return look_up_8(table, index
 
 INLINE Floats look_up_high(Table table, Ints index) { return look_up(table, index); }
 
+INLINE Ints shift_left(Ints x, int count) { return x << count; }
+
+INLINE Ints shift_right(Ints x, int count) { return x >> count; }
+
 INLINE Ints load_codes(const uint8_t *from) { return (Ints){from[0], from[1], from[2], from[3]}; }
 
 INLINE void store_codes(uint8_t *to, Ints codes) {
