@@ -37,8 +37,8 @@ from fedge.algorithms.local import Optimizer
 from fedge.tasks.sources import VARIABLE
 from fedge.update import FLOAT32_BITS
 
-FIRST = ("m22", "m22-lengthened", "stc", "tinyscript", "topk-uniform")
-OTHERS = ("topk-fp4", "topk-fp8", "m22-empirical", "m22-M2", "m22-M4to0")
+FIRST = ("m22", "m22-lengthened", "stc", "tinyscript", "topk-uniform", "topk-fp4", "topk-fp8")
+OTHERS = ("m22-empirical", "m22-M2", "m22-M4to0")
 WITHOUT = ("m22-projection", "m22-M2-designed", "m22", "stc", "tinyscript", "qsgd", "sketch")
 
 

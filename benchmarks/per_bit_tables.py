@@ -117,14 +117,14 @@ def is_run(method: str, feedback: bool) -> Callable[[Line], bool]:
     return lambda line: line["method"] == method and line["feedback"] == feedback
 
 
-def differences(lines: list[Line], rivals: Sequence[tuple[str, bool]]) -> list[str]:
-    """Return the Markdown rows of M22 with error feedback minus each rival, points of a percent."""
+def differences(lines: list[Line], rivals: Sequence[tuple[str, bool]], ours: str = "m22") -> list[str]:
+    """Return the Markdown rows of ``ours`` with error feedback minus each rival, points of a percent (seeds)."""
     rates = sorted({line["bits"] for line in lines if line["method"] == "m22"})
     rows = [
         "| devices | optimizer | bits a weight | " + " | ".join(f"minus {_shown(*rival)}" for rival in rivals) + " |",
         "| ---: | --- | ---: |" + " ---: |" * len(rivals),
     ]
-    every = {rival: paired(lines, is_run("m22", True), is_run(*rival), *KEY[:2], "bits") for rival in rivals}
+    every = {rival: paired(lines, is_run(ours, True), is_run(*rival), *KEY[:2], "bits") for rival in rivals}
     for place in [(n, optimizer, bits) for n, optimizer in PLACES for bits in rates]:
         cells = [_points(every[rival].get(place, [])) for rival in rivals]
         if any(cell != "-" for cell in cells):
@@ -138,7 +138,7 @@ def _shown(method: str, with_feedback: bool) -> str:
 
 
 def _points(found: Sequence[float]) -> str:
-    return mean_and_error([100 * one for one in found], 1) if found else "-"
+    return f"{mean_and_error([100 * one for one in found], 1)} ({len(found)})" if found else "-"
 
 
 def even(lines: list[Line]) -> list[str]:
@@ -154,7 +154,8 @@ def even(lines: list[Line]) -> list[str]:
         found = paired(group, is_run("m22", True), is_run("eden", False), "bits").get((bits,), [])
         if found:
             means = " | ".join(f"{np.mean(score):.3f}" for score in scores)
-            rows.append(f"| {part:g} | {bits:g} | {n} | {len(found)} | {means} | {_points(found)} |")
+            points = mean_and_error([100 * one for one in found], 1)
+            rows.append(f"| {part:g} | {bits:g} | {n} | {len(found)} | {means} | {points} |")
     return rows
 
 
@@ -181,8 +182,9 @@ def write(path: Path, out: Path) -> None:
                 parts += [title, "", *table(own + without), ""]
     rivals = [*((name, True) for name in KEEPING), ("eden", False)]
     parts += ["## M22 with error feedback minus others", "", *differences(whole, rivals), ""]
+    others = [("m22", True), *rivals]
+    parts += ["## Lengthened M22 minus others", "", *differences(whole, others, "m22-lengthened"), ""]
     variants = [
-        ("m22-lengthened", True),
         ("m22-empirical", True),
         ("m22-M2", True),
         ("m22-M4to0", True),

@@ -58,7 +58,7 @@ def test_tables_compare_runs_of_the_same_seed(tmp_path: Path) -> None:
     per_bit_tables.write(path, tmp_path)
     text = (tmp_path / "tables.md").read_text()
     assert "| 1 | m22 | 3 | 1.100 | 0.810 ± 0.006 | 35.50 ± 0.29 |" in text
-    assert "| 2 | sgd | 1 | - | - | - | - | - | 1.0 ± 0.0 |" in text
+    assert "| 2 | sgd | 1 | - | - | - | - | - | 1.0 ± 0.0 (2) |" in text
     assert {name.name for name in tmp_path.iterdir()} == {"runs.jsonl", "tables.md", "accuracy.png", "per_bit.png"}
 
 
