@@ -416,6 +416,7 @@ static PyMethodDef methods[] = {
     {"pack_gaps", fedge_pack_gaps, METH_VARARGS, "pack_gaps(bitmap, size, others, low_bits, size_bytes); see sparse_gaps.c"},
     {"unpack_gaps", fedge_unpack_gaps, METH_VARARGS, "unpack_gaps(data, start, low_bits, size, places); see sparse_gaps.c"},
     {"lloyd", fedge_lloyd, METH_VARARGS, "lloyd(x, mass, moment, levels, steps); see sparse_levels.c"},
+    {"tridiagonal", fedge_tridiagonal, METH_VARARGS, "tridiagonal(lower, diagonal, upper, x, n); see sparse_levels.c"},
     {"gamma_series", fedge_gamma_series, METH_VARARGS, "gamma_series(a, x, total, epsilon); see sparse_levels.c"},
     {"gamma_fraction", fedge_gamma_fraction, METH_VARARGS, "gamma_fraction(a, x, h, tiny, near); see sparse_levels.c"},
     {"nearest", fedge_nearest, METH_VARARGS, "nearest(x, start, n, s, centroids, index); see product.c"},

@@ -12,7 +12,7 @@
 #include <string.h>
 
 enum { BIN_SHIFT = 15, BINS = 1 << 16, EXPONENT_SHIFT = 23, EXPONENTS = 256, MANY = 1 << 18, MOST_LEVELS = 128, WAYS = 4 };
-enum { BLOCK = 64, CROWDED = 16, TABLE_BITS = 11 };
+enum { BLOCK = 64, CROWDED = 16, TABLE_BITS = 11, AT_ONCE = 2048 };
 
 #define MAGNITUDE 0x7FFFFFFFu
 
@@ -133,6 +133,20 @@ PyObject *fedge_between(PyObject *Py_UNUSED(module), PyObject *args) {
     return count < 0 ? NULL : PyLong_FromSsize_t(count);
 }
 
+/* Where many of 64 are taken: write all and move on by those that are. */
+static Py_ssize_t take_most(const uint32_t *here, uint64_t bits, uint32_t *taken, Py_ssize_t found) {
+    for (int from = 0; from < BLOCK; from += 8, bits >>= 8) {
+        const uint32_t *eight = here + from;
+        uint32_t *to = taken + found;
+        if ((bits & 255) == 255)
+            memcpy(to, eight, 32), to += 8;
+        else
+            for (int i = 0; i < 8; i++) *to = eight[i], to += bits >> i & 1;
+        found = to - taken;
+    }
+    return found;
+}
+
 /* select(values, least, bitmap, taken): which of uint32 [n] have lowest 31 bits of at least a number, and those, uint32
  * with room for n; returns how many. */
 PyObject *fedge_select(PyObject *Py_UNUSED(module), PyObject *args) {
@@ -154,12 +168,8 @@ PyObject *fedge_select(PyObject *Py_UNUSED(module), PyObject *args) {
             const uint32_t *here = values + from;
             uint64_t bits = reach(here, things, least);
             store_bits(bitmap + from / 8, bits, things);
-            /* Where many are taken, write all and move on by those that are. */
-            if (__builtin_popcountll(bits) > CROWDED)
-                for (Py_ssize_t i = 0; i < things; i++) {
-                    taken[found] = here[i];
-                    found += (Py_ssize_t)(bits >> i & 1);
-                }
+            if (things == BLOCK && __builtin_popcountll(bits) > CROWDED)
+                found = take_most(here, bits, taken, found);
             else
                 for (; bits; bits &= bits - 1) taken[found++] = here[__builtin_ctzll(bits)];
         }
@@ -191,10 +201,9 @@ PyObject *fedge_above(PyObject *Py_UNUSED(module), PyObject *args) {
             else
                 for (Py_ssize_t i = 0; i < things; i++) flags[i] = cells[from + i] > (uint8_t)level;
             store_bits(bitmap + from / 8, bits_of(flags), things);
-            for (Py_ssize_t i = 0; i < things; i++) {
-                rest[found] = cells[from + i];
-                found += flags[i];
-            }
+            uint8_t *to = rest + found;
+            for (Py_ssize_t i = 0; i < things; i++) *to = cells[from + i], to += flags[i];
+            found = to - rest;
         }
         Py_END_ALLOW_THREADS
     }
@@ -234,43 +243,60 @@ static void cells_by_halves(const float *values, Py_ssize_t k, const float *edge
     }
 }
 
-/* By a table over the bits between the first edge and the last, where none of its entries has two edges; says if so. */
-static int cells_by_table(const float *values, Py_ssize_t k, const float *edge, int edges, uint8_t *cells) {
+/* How cells are found: by a table over the bits between the first edge and the last where none of its entries has two
+ * edges. */
+typedef struct {
+    const float *edge;
+    int edges, by_table, shift;
+    int32_t first, last;
     struct {
         uint32_t edge, below;
     } table[1 << TABLE_BITS];
+} Finder;
+
+static void make_finder(Finder *finder, const float *edge, int edges) {
     uint32_t key[MOST_LEVELS];
+    int next = 0;
+    finder->edge = edge, finder->edges = edges, finder->by_table = 0;
+    finder->shift = finder->first = finder->last = 0;
+    if (edges < 8 || edge[0] < 0) return;
     memcpy(key, edge, 4 * (size_t)edges);
-    int shift = 0, next = 0;
-    while (((key[edges - 1] >> shift) - (key[0] >> shift)) >> TABLE_BITS) shift++;
-    int32_t first = (int32_t)(key[0] >> shift), last = (int32_t)(key[edges - 1] >> shift) - first;
-    if (edge[0] < 0) return 0;
-    for (int32_t at = 0; at <= last; at++) {
-        table[at].below = (uint32_t)next;
-        table[at].edge = MAGNITUDE;
-        if (next < edges && (int32_t)(key[next] >> shift) - first == at) table[at].edge = key[next++];
-        if (next < edges && (int32_t)(key[next] >> shift) - first <= at) return 0;
+    while (((key[edges - 1] >> finder->shift) - (key[0] >> finder->shift)) >> TABLE_BITS) finder->shift++;
+    finder->first = (int32_t)(key[0] >> finder->shift);
+    finder->last = (int32_t)(key[edges - 1] >> finder->shift) - finder->first;
+    for (int32_t at = 0; at <= finder->last; at++) {
+        finder->table[at].below = (uint32_t)next;
+        finder->table[at].edge = MAGNITUDE;
+        if (next < edges && (int32_t)(key[next] >> finder->shift) - finder->first == at)
+            finder->table[at].edge = key[next++];
+        if (next < edges && (int32_t)(key[next] >> finder->shift) - finder->first <= at) return;
     }
-    const uint32_t *words = (const uint32_t *)values;
-    for (Py_ssize_t i = 0; i < k; i++) {
-        uint32_t x;
-        memcpy(&x, words + i, 4);
-        x &= MAGNITUDE;
-        int32_t at = (int32_t)(x >> shift) - first;
-        at = at < 0 ? 0 : at > last ? last : at;
-        cells[i] = (uint8_t)(table[at].below + (x > table[at].edge));
-    }
-    return 1;
+    finder->by_table = 1;
 }
 
-static void find_cells(const float *values, Py_ssize_t k, const float *edge, int edges, uint8_t *cells) {
-    switch (edges) {
+static void cells_by_table(const Finder *finder, const float *values, Py_ssize_t k, uint8_t *cells) {
+    int32_t first = finder->first, last = finder->last;
+    for (Py_ssize_t i = 0; i < k; i++) {
+        uint32_t x;
+        memcpy(&x, values + i, 4);
+        x &= MAGNITUDE;
+        int32_t at = (int32_t)(x >> finder->shift) - first;
+        at = at < 0 ? 0 : at > last ? last : at;
+        cells[i] = (uint8_t)(finder->table[at].below + (x > finder->table[at].edge));
+    }
+}
+
+static void find_cells(const Finder *finder, const float *values, Py_ssize_t k, uint8_t *cells) {
+    switch (finder->edges) {
     case 0: memset(cells, 0, (size_t)k); break;
-    case 1: cells_by(values, k, edge, 1, cells); break;
-    case 3: cells_by(values, k, edge, 3, cells); break;
-    case 7: cells_by(values, k, edge, 7, cells); break;
+    case 1: cells_by(values, k, finder->edge, 1, cells); break;
+    case 3: cells_by(values, k, finder->edge, 3, cells); break;
+    case 7: cells_by(values, k, finder->edge, 7, cells); break;
     default:
-        if (!cells_by_table(values, k, edge, edges, cells)) cells_by_halves(values, k, edge, edges, cells);
+        if (finder->by_table)
+            cells_by_table(finder, values, k, cells);
+        else
+            cells_by_halves(values, k, finder->edge, finder->edges, cells);
     }
 }
 
@@ -293,12 +319,17 @@ PyObject *fedge_cells(PyObject *Py_UNUSED(module), PyObject *args) {
             double count, sum;
         } of[WAYS][MOST_LEVELS] = {{{0}}};
         float nearest[MOST_LEVELS];
+        Finder finder;
         Py_BEGIN_ALLOW_THREADS
         for (Py_ssize_t e = 0; e < edges; e++) nearest[e] = at_most(edge[e]);
-        find_cells(values, k, nearest, (int)edges, cells);
-        for (Py_ssize_t i = 0; i < k; i++) {
-            of[i % WAYS][cells[i]].count += 1.0;
-            of[i % WAYS][cells[i]].sum += (double)fabsf(values[i]);
+        make_finder(&finder, nearest, (int)edges);
+        for (Py_ssize_t from = 0; from < k; from += AT_ONCE) {
+            Py_ssize_t to = k - from < AT_ONCE ? k : from + AT_ONCE;
+            find_cells(&finder, values + from, to - from, cells + from);
+            for (Py_ssize_t i = from; i < to; i++) {
+                of[i % WAYS][cells[i]].count += 1.0;
+                of[i % WAYS][cells[i]].sum += (double)fabsf(values[i]);
+            }
         }
         for (Py_ssize_t c = 0; c <= edges; c++) {
             counts[c] = of[0][c].count + of[1][c].count + of[2][c].count + of[3][c].count;

@@ -19,6 +19,7 @@ PyObject *fedge_unpack_gaps(PyObject *module, PyObject *args);
 
 /* sparse_levels.c */
 PyObject *fedge_lloyd(PyObject *module, PyObject *args);
+PyObject *fedge_tridiagonal(PyObject *module, PyObject *args);
 PyObject *fedge_gamma_series(PyObject *module, PyObject *args);
 PyObject *fedge_gamma_fraction(PyObject *module, PyObject *args);
 

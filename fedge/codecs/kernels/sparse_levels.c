@@ -1,4 +1,4 @@
-/* M22's levels: Lloyd's steps over bins, and the sums and fractions behind incomplete gamma functions.
+/* M22's levels: Lloyd's steps over bins, Newton's linear systems, and the sums and fractions behind incomplete gamma functions.
  *
  * Sums, products and quotients in the order in which the NumPy code beside each caller takes them, so that both give the
  * same bits. The GIL is released in every loop.
@@ -47,6 +47,39 @@ PyObject *fedge_lloyd(PyObject *Py_UNUSED(module), PyObject *args) {
     }
     release(b, 4);
     if (!done) return NULL;
+    Py_RETURN_NONE;
+}
+
+/* tridiagonal(lower, diagonal, upper, x, n): of systems of n unknowns, double [m·n] each, x is the right side and becomes
+ * the solution, by elimination from the first row down. */
+PyObject *fedge_tridiagonal(PyObject *Py_UNUSED(module), PyObject *args) {
+    Py_buffer b[4] = {{0}};
+    Py_ssize_t n;
+    if (!PyArg_ParseTuple(args, "y*y*y*w*n", &b[0], &b[1], &b[2], &b[3], &n)) return NULL;
+    double *factor = n > 0 ? malloc(8 * (size_t)n) : NULL;
+    int sound = n > 0 && b[3].len % (8 * n) == 0;
+    for (int i = 0; i < 3; i++) sound = sound && b[i].len == b[3].len;
+    if (!sound) PyErr_SetString(PyExc_ValueError, "expected systems of n unknowns");
+    if (sound && !factor) sound = 0, PyErr_NoMemory();
+    if (sound) {
+        Py_BEGIN_ALLOW_THREADS
+        const double *lower = b[0].buf, *diagonal = b[1].buf, *upper = b[2].buf;
+        double *x = b[3].buf, *end = x + b[3].len / 8;
+        for (; x < end; x += n, lower += n, diagonal += n, upper += n) {
+            double pivot = diagonal[0];
+            x[0] /= pivot;
+            for (Py_ssize_t j = 1; j < n; j++) {
+                factor[j - 1] = upper[j - 1] / pivot;
+                pivot = diagonal[j] - lower[j] * factor[j - 1];
+                x[j] = (x[j] - lower[j] * x[j - 1]) / pivot;
+            }
+            for (Py_ssize_t j = n - 2; j >= 0; j--) x[j] -= factor[j] * x[j + 1];
+        }
+        Py_END_ALLOW_THREADS
+    }
+    free(factor);
+    release(b, 4);
+    if (!sound) return NULL;
     Py_RETURN_NONE;
 }
 

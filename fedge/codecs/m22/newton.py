@@ -26,6 +26,7 @@ import numpy as np
 import numpy.typing as npt
 
 from fedge.codecs.m22.gamma import Doubles, incomplete, inverse_upper, ratios
+from fedge.codecs.m22.sparse import solve_tridiagonal
 from fedge.errors import CodecError
 
 _STEP = 1e-13  # relative; where Newton stops
@@ -68,21 +69,6 @@ def masses(s: Doubles, k: Doubles, powers: Doubles, t: Doubles) -> tuple[Doubles
     return _cells(p, q), d
 
 
-def _solve(lower: Doubles, diagonal: Doubles, upper: Doubles, right: Doubles) -> Doubles:
-    """Solve tridiagonal systems ``[laws, n]`` by elimination from the first row down."""
-    n = right.shape[1]
-    factor, x = np.zeros_like(right), right.copy()
-    pivot = diagonal[:, 0]
-    x[:, 0] /= pivot
-    for j in range(1, n):
-        factor[:, j - 1] = upper[:, j - 1] / pivot
-        pivot = diagonal[:, j] - lower[:, j] * factor[:, j - 1]
-        x[:, j] = (x[:, j] - lower[:, j] * x[:, j - 1]) / pivot
-    for j in range(n - 2, -1, -1):
-        x[:, j] -= factor[:, j] * x[:, j + 1]
-    return x
-
-
 def residual(s: Doubles, k: Doubles, powers: Doubles, scale: Doubles, c: Doubles, tau: Doubles) -> list[Doubles]:
     """Return c - c̄, l and r of the module's equations, float64 ``[laws, n]`` each; 0 for levels at infinity.
 
@@ -122,7 +108,7 @@ def _polished(s: Doubles, k: Doubles, powers: Doubles, scale: Doubles, c: Double
     for _ in range(_POLISH):
         gap, low, high = residual(s, k, powers, scale, c, tau)
         gap = _narrow_gaps(k, s + powers[0], c, tau, gap)
-        c = _moved(c, _solve(-low, 1 - low - high, -high, gap), tau)
+        c = _moved(c, solve_tridiagonal(-low, 1 - low - high, -high, gap), tau)
     return c
 
 
@@ -155,7 +141,7 @@ def solve(s: Doubles, k: Doubles, magnitude: Doubles, tau: Doubles, c: Doubles, 
     last = np.inf
     for _ in range(_ROUNDS):
         gap, low, high = residual(s, k, powers, scale, c, tau)
-        step = _solve(-low, 1 - low - high, -high, gap)
+        step = solve_tridiagonal(-low, 1 - low - high, -high, gap)
         moved = _moved(c, step, tau)
         used = np.isfinite(c)
         change = float((np.abs(moved[used] - c[used]) / moved[used]).max())

@@ -201,3 +201,21 @@ def lloyd_steps(x: Doubles, mass: Doubles, moment: Doubles, levels: Doubles, ste
         mean = np.divide(np.diff(moment[bounds]), inside, out=found.copy(), where=inside > 0)
         found = np.maximum.accumulate(mean)
     return found
+
+
+def solve_tridiagonal(lower: Doubles, diagonal: Doubles, upper: Doubles, right: Doubles) -> Doubles:
+    """Solve tridiagonal systems, float64 ``[systems, n]`` all, by elimination from the first row down."""
+    n, x = right.shape[1], np.array(right, order="C")
+    if kernels is not None:
+        kernels.tridiagonal(*map(np.ascontiguousarray, (lower, diagonal, upper)), x, n)
+        return x
+    factor = np.zeros_like(x)
+    pivot = diagonal[:, 0]
+    x[:, 0] /= pivot
+    for j in range(1, n):
+        factor[:, j - 1] = upper[:, j - 1] / pivot
+        pivot = diagonal[:, j] - lower[:, j] * factor[:, j - 1]
+        x[:, j] = (x[:, j] - lower[:, j] * x[:, j - 1]) / pivot
+    for j in range(n - 2, -1, -1):
+        x[:, j] -= factor[:, j] * x[:, j + 1]
+    return x

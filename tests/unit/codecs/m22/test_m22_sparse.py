@@ -75,6 +75,17 @@ def test_every_implementation_gives_the_same_incomplete_gamma_functions():
     alike(lambda: gamma.incomplete(a, x))
 
 
+@pytest.mark.parametrize("systems, n", [(1, 1), (1, 2), (5, 16)])
+def test_every_implementation_solves_tridiagonal_systems_alike_and_right(systems, n):
+    lower, upper, right = np.random.default_rng(8).standard_normal((3, systems, n))
+    diagonal = 3.0 + np.abs(lower) + np.abs(upper)
+    (x,) = alike(lambda: [sparse.solve_tridiagonal(lower, diagonal, upper, right)])
+    product = diagonal * x
+    product[:, 1:] += lower[:, 1:] * x[:, :-1]
+    product[:, :-1] += upper[:, :-1] * x[:, 1:]
+    assert np.allclose(product, right, rtol=1e-13, atol=1e-13)
+
+
 @pytest.mark.parametrize("bits", [0.1, 1.0, 2.5, 5.0])
 def test_every_implementation_encodes_an_update_to_the_same_bytes(bits):
     rng = np.random.default_rng(3)
