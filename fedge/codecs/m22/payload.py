@@ -199,9 +199,12 @@ def decode(data: bytes, size: int) -> Vector:
     if size < SMALLEST_CODED:
         return _read_as_they_are(data, size)
     kept, _ = take_apart(data, size)
+    levels = unpack_levels(kept.levels).astype(np.float32)
+    values: Vector = np.concatenate((levels, -levels)).take(kept.cells + kept.negative * np.uint8(levels.size))
+    if kept.positions.size == size:
+        return values
     x = np.zeros(size, np.float32)
-    values = unpack_levels(kept.levels).astype(np.float32)[kept.cells]
-    x[kept.positions] = np.where(kept.negative, -values, values)
+    x[kept.positions] = values
     return x
 
 

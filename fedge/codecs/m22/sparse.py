@@ -105,7 +105,7 @@ def above(cells: Cells, level: int) -> tuple[Bitmap, Cells]:
 def places_of(bitmap: Bitmap, size: int, others: bool = False) -> Ints:
     """Return which of ``size`` things are in ``bitmap``, or which are not, ascending, int64."""
     bits = np.unpackbits(bitmap, count=size, bitorder="little")
-    return np.flatnonzero(bits == 0 if others else bits)
+    return np.flatnonzero(bits == 0 if others else bits.view(np.bool_))
 
 
 def bitmap_of(places: Ints, size: int) -> Bitmap:

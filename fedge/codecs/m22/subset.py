@@ -97,7 +97,7 @@ def read(data: bytes, start: int, size: int, bits_each: int = 0) -> tuple[Ints, 
         bits = np.unpackbits(_bytes(data, start, length), bitorder="little")
         if bits[size:].any():
             raise CodecError(f"expected a bitmap of {size} bits, got more of them")
-        return np.flatnonzero(bits), start + length
+        return np.flatnonzero(bits.view(np.bool_)), start + length
     if not MEMBERS <= kind <= OTHERS + HIGHEST_LOW_BITS:
         raise CodecError(f"expected a kind of subset (0, 1, 2, 32 to 95), got {kind}")
     count, start = read_varint(data, start)
