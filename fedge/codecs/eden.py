@@ -137,7 +137,7 @@ class Eden:
         if kernels is None:
             check_finite(vector)
             return twin.encode(vector, shape, seed)
-        data: bytes | None = kernels.encode(vector, seed, shape.size_bytes, *_runs(shape), lloyd.TABLES)
+        data: bytes | None = kernels.encode(vector, seed, shape.size_bytes, *shape.runs, lloyd.TABLES)
         if data is None:
             check_finite(vector)
             raise CodecError("the vector changed while it was being encoded")
@@ -160,7 +160,7 @@ class Eden:
             x = twin.decode(data, shape, seed % _SEEDS, mask)
         else:
             x = np.empty(size, dtype=np.float32)
-            kernels.decode(data, x, size, _REPLACE, 1.0, seed % _SEEDS, *_runs(shape), lloyd.TABLES, _GAINS, mask)
+            kernels.decode(data, x, size, _REPLACE, 1.0, seed % _SEEDS, *shape.runs, lloyd.TABLES, _GAINS, mask)
         if shape.raw:
             x[-shape.raw :] = _raw(data, shape, mask)
         return x
@@ -187,7 +187,7 @@ class Eden:
             twin.accumulate(data, shape, seed % _SEEDS, mask, weight, out)
         else:
             target = _ADD_TO_FLOAT64 if out.dtype == np.float64 else _ADD_TO_FLOAT32
-            kernels.decode(data, out, size, target, weight, seed % _SEEDS, *_runs(shape), lloyd.TABLES, _GAINS, mask)
+            kernels.decode(data, out, size, target, weight, seed % _SEEDS, *shape.runs, lloyd.TABLES, _GAINS, mask)
         if shape.raw:
             add_weighted(weight, _raw(data, shape, mask), out[-shape.raw :])
         return None
@@ -257,13 +257,6 @@ class Eden:
 def _run_error(run: Run, size: int) -> float:
     captured = sum((stop - start) * lloyd.gain(width) for start, stop, width in run.parts)
     return size / captured - 1.0
-
-
-def _runs(shape: Plan) -> tuple[int, *tuple[tuple[int, int, int, int], ...]]:
-    """The plan as the C extension takes it: version; width, wide, high, low of full blocks, and of up to two tails."""
-    none = Run(1, 1, 0, 0)
-    first, second = (*shape.tail_runs, none, none)[:2]
-    return shape.version, *((run.width, run.wide, run.high, run.low) for run in (shape.full_run, first, second))
 
 
 def _raw(data: bytes, shape: Plan, mask: Mask | None) -> Vector:

@@ -86,9 +86,9 @@ def _run_with_trits(bits: float, size: int) -> Run:
     return Run(width, wide, high, size - high)
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True)
 class Plan:
-    """The shape of one payload."""
+    """The shape of one payload; without slots, so that what follows from it is computed once."""
 
     version: int
     size: int
@@ -117,7 +117,14 @@ class Plan:
         """Length of the scales: one float32, and 16 bits per block if there are several."""
         return 0 if self.scales == 0 else 4 if self.scales == 1 else 4 + 2 * self.scales
 
-    @property
+    @functools.cached_property
+    def runs(self) -> tuple[int, *tuple[tuple[int, int, int, int], ...]]:
+        """As the C extension takes it: version; width, wide, high, low of full blocks, and of up to two tails."""
+        none = Run(1, 1, 0, 0)
+        first, second = (*self.tail_runs, none, none)[:2]
+        return self.version, *((run.width, run.wide, run.high, run.low) for run in (self.full_run, first, second))
+
+    @functools.cached_property
     def size_bytes(self) -> int:
         """Length of the payload, version byte included."""
         codes = self.blocks * self.full_run.size_bytes + sum(run.size_bytes for run in self.tail_runs)

@@ -51,7 +51,7 @@ def assert_same(x: np.ndarray, bits: float, seed: int, received: np.ndarray, set
 
 def assert_same_payload(x: np.ndarray, shape: Plan, seed: int, received: np.ndarray, sets: list[str]) -> None:
     rotated = x.size - shape.raw
-    runs = eden._runs(shape)
+    runs = shape.runs
     data = twin.encode(x, shape, seed)
     expected = [(mask, twin.decode(data, shape, seed, mask)) for mask in (None, received)]
     for isa in sets:
@@ -116,7 +116,7 @@ def test_trits_that_no_encoder_writes_decode_alike_everywhere(bits):
 @needs_native
 def test_the_extension_refuses_buffers_that_do_not_fit_each_other():
     x, out, good = np.zeros(100, np.float32), np.zeros(100, np.float32), Eden(2.0).encode(np.zeros(100), 1)
-    runs, tables, gains = eden._runs(plan(2.0, 100)), lloyd.TABLES, eden._GAINS
+    runs, tables, gains = plan(2.0, 100).runs, lloyd.TABLES, eden._GAINS
     none = (1, 1, 0, 0)
     for call in (
         lambda: native.kernels.encode(x, 1, len(good) - 1, *runs, tables),
