@@ -340,12 +340,12 @@ class Driver:
         moved = [replace(self.members[d], dual_epoch=epoch, last_applied=asked) for d, asked in applied.items()]
         previous = self.run.state_round
         status = book.round_status(self.traffic(), self.house.wall_clock(), self.back.status() if self.back else None)
-        self._mark = plus(self._mark, status.traffic)
         async with self.record.writing:
             totals = add_round(run.totals, status)
             run = with_measured(replace(run, progress=progress, totals=totals), self.run)
             await self.house.store.end_round(run, status, receipts, moved)
             self.record.row, self.state = run, state
+            self._mark = plus(self._mark, status.traffic)  # with the totals: before, they lack these bytes
         self.roster.members |= {member.device: member for member in moved}
         self.roster.end_round(ending.outstanding)
         self.book = self.back = None
@@ -384,10 +384,8 @@ class Driver:
             self._sleepers.update(self.roster.outstanding)
             self.roster.end_round({})
         self.waiting_for = ""
-        last = self.traffic()
-        self._mark = plus(self._mark, last)
-        totals = self.run.totals.model_copy(update={"traffic": plus(self.run.totals.traffic, last)})
         await self.downlinks.close()
+        totals = self.run.totals.model_copy(update={"traffic": plus(self.run.totals.traffic, self.traffic())})
         await self._save(replace(self.run, ended_at=self.house.wall_clock(), totals=totals))
         await self.house.store.save_devices(self.house.devices.take_changed())
         log.info("run over", extra={"run": self.run.run, "phase": str(self.run.phase), "why": self.run.progress.reason})

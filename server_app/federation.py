@@ -249,7 +249,7 @@ class Federation:
             "ended_at": row.ended_at,
             "metrics": dict(row.metrics),
             "initial_metrics": dict(row.initial_metrics or {}),
-            "traffic": plus(traffic, driver.traffic()) if driver else traffic,
+            "traffic": plus(traffic, driver.traffic()) if driver and row.ended_at is None else traffic,
         }
 
     def _waiting_for(self, row: RunRow, driver: Driver | None) -> str:

@@ -4,10 +4,13 @@ from __future__ import annotations
 
 import asyncio
 from pathlib import Path
+from typing import Any
 
 from aiohttp import ClientError
 
 from fedge.layout import Kind, Layout, TensorSpec
+from schemas.status import RoundStatus
+from server_app.rows import RunRow
 from tests.support.http import ReadyWorker, invited, serving, take_part, until
 from tests.support.proxy import proxying
 
@@ -31,6 +34,29 @@ async def test_traffic_equals_what_a_counting_proxy_saw_to_the_byte(tmp_path: Pa
         assert sum(device["traffic"][way] for device in listed["devices"]) == seen[way]
         in_rounds = sum(r["traffic"][way] for r in rounds["rounds"])
         assert 0 < in_rounds <= shown["traffic"][way] <= seen[way]
+
+
+async def test_no_byte_of_a_run_is_missing_while_a_round_is_written_down(tmp_path: Path) -> None:
+    async with serving(tmp_path) as server, server.devices("a", "b") as devices:
+        store, told = server.service.context.house.store, []
+        end_round = store.end_round
+
+        async def watched(run: RunRow, status: RoundStatus, *rest: Any) -> None:
+            shown = await server.run(run.run)
+            told.append((shown.traffic.up, shown.traffic.down))
+            await end_round(run, status, *rest)
+            totals = run.totals.traffic
+            assert totals.up <= told[-1][0] and totals.down <= told[-1][1]
+
+        store.end_round = watched  # type: ignore[method-assign]
+        run = await server.start(rounds=3)
+        await take_part(devices, 3)
+        ended = await server.until_over(run)
+        for device in devices:
+            await device.work(wait=0.0)
+        after = await server.run(run)
+    assert told == sorted(told) and len(told) == 3
+    assert after.traffic == ended.traffic
 
 
 async def test_a_large_download_is_counted_to_the_byte_too(tmp_path: Path) -> None:
