@@ -3,14 +3,18 @@
     report.html          all of the below in one file, plots included; opens without a network
     accuracy_over_rounds.png  accuracy_over_bytes.png  per_bit_accuracy.png  loss.png  perturbation.png
     metrics.jsonl        one ``RoundStatus`` a line, oldest first
-    model.safetensors    the published model, tensors by their own names
+    model.safetensors    the published model, tensors by their own names; not there before a run has begun
     plan.toml            the plan, every key written out; ``fedge run start`` takes it
+    status.json          what the aggregator said of the run, a ``RunStatus``; of ``fedge run report`` alone
     summary.json         the closing table as one JSON object
 
 The three ways to count bytes stand side by side, and never mixed: ``bytes`` crossed the devices' sockets, headers,
 polling and enrolment included; ``bytes_frames`` are the encoded updates and models alone; ``bytes_float32`` is what
 the same vectors weigh as bare float32. A simulation has no sockets and reports frames only. What was gained per megabit
 (``fedge.per_bit``) counts all that crossed the sockets, or frames where there were none.
+
+A demo and a simulation look on from start to end. Of another run there is only what an aggregator says of it
+(``server_app.run_report``): ``bytes`` then are those that passed while the run was under way, by its status.
 """
 
 from __future__ import annotations
@@ -19,7 +23,8 @@ import base64
 import json
 from collections import Counter
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
+from datetime import UTC, datetime
 from importlib.resources import files
 from pathlib import Path
 from statistics import median
@@ -27,7 +32,7 @@ from typing import Any
 
 from fedge.per_bit import per_bit_accuracy
 from schemas.plan import Plan
-from schemas.status import RoundPhase, RoundStatus, RunSummary, SplitStatus, Traffic, total_split
+from schemas.status import RoundStatus, RunStatus, RunSummary, SplitStatus, Traffic, total_split
 from server_app.report_plots import draw
 from server_app.units import as_bytes, as_percent, as_points, as_ratio, as_seconds
 
@@ -43,7 +48,12 @@ class Note:
 
 @dataclass(frozen=True, slots=True)
 class Result:
-    """A run that is over. ``traffic`` counts all device sockets; it is zero where there were none."""
+    """A run. ``traffic`` counts all device sockets; it is zero where there were none.
+
+    ``status`` is set where all there is of the run is what an aggregator says; its numbers are then the report's.
+    ``as_of`` is when it said so, in seconds since 1970, of a run that is not over. ``seconds`` is None before the first
+    round, ``notes`` where nobody looked on.
+    """
 
     plan: Plan
     run: RunSummary
@@ -52,8 +62,10 @@ class Result:
     traffic: Traffic
     frame_bytes: Traffic
     float32_bytes: Traffic
-    seconds: float
-    notes: tuple[Note, ...] = ()
+    seconds: float | None
+    notes: tuple[Note, ...] | None = ()
+    status: RunStatus | None = None
+    as_of: float | None = None
 
     @property
     def accuracy(self) -> float | None:
@@ -69,6 +81,8 @@ class Result:
     @property
     def per_bit_accuracy(self) -> float | None:
         """Percentage points of accuracy gained per megabit up, by the end of the round tested last."""
+        if self.status is not None:
+            return self.status.per_bit_accuracy
         tested = [index for index, r in enumerate(self.rounds) if "accuracy" in r.metrics]
         later = self.rounds[tested[-1] + 1 :] if tested else ()
         if self.traffic.up:
@@ -97,11 +111,6 @@ class Result:
         return total_split([r.split for r in self.rounds])
 
     @property
-    def rounds_closed(self) -> int:
-        """How many rounds made a model."""
-        return sum(r.phase is RoundPhase.CLOSED for r in self.rounds)
-
-    @property
     def late_updates(self) -> int:
         """How many updates counted in a later round than their own."""
         return sum(len(r.late) for r in self.rounds)
@@ -112,6 +121,15 @@ class Result:
         moved = [r.shrunk_by for r in self.rounds if r.shrunk_by is not None]
         return median(moved) if moved else None
 
+    @property
+    def standing(self) -> str:
+        """When this was so, and what the run waits for; empty of a run that is over."""
+        if self.as_of is None:
+            return ""
+        waiting_for = self.status.waiting_for if self.status is not None else ""
+        at = f"as of {datetime.fromtimestamp(self.as_of, UTC):%Y-%m-%d %H:%M:%S} UTC"
+        return f"{at}, waiting for {waiting_for}" if waiting_for else at
+
 
 def summary(result: Result, report_dir: Path | None) -> dict[str, Any]:
     """Return the closing table as plain values; scripts rely on these keys."""
@@ -121,18 +139,19 @@ def summary(result: Result, report_dir: Path | None) -> dict[str, Any]:
         "task": result.plan.task,
         "phase": str(result.run.phase),
         "reason": result.run.reason,
+        "as_of": result.as_of,
         "test_accuracy": result.accuracy,
         "metrics": result.run.metrics,
         "initial_metrics": result.run.initial_metrics,
         "per_bit_accuracy": result.per_bit_accuracy,
-        "rounds": result.rounds_closed,
-        "rounds_abandoned": sum(r.phase is RoundPhase.ABANDONED for r in result.rounds),
+        "rounds": result.run.rounds_closed,
+        "rounds_abandoned": result.run.rounds_abandoned,
         "late_updates": result.late_updates,
         "devices": result.devices,
         "seed": result.plan.seed,
         "weights": result.plan.aggregation.weights,
         "shrunk_by": result.shrunk_by,
-        "seconds": round(result.seconds, 3),
+        "seconds": None if result.seconds is None else round(result.seconds, 3),
         "bytes_up": sent.up or frames.up,
         "bytes_down": sent.down or frames.down,
         "bytes_up_frames": frames.up,
@@ -143,7 +162,7 @@ def summary(result: Result, report_dir: Path | None) -> dict[str, Any]:
         "downlink": result.plan.downlink.mode,
         "perturbation": result.perturbation,
         "split": None if result.split is None else result.split.model_dump(mode="json"),
-        "notes": [{"device": n.device, "what": n.what, "outcome": n.outcome} for n in result.notes],
+        "notes": None if result.notes is None else [asdict(note) for note in result.notes],
         "report_dir": None if report_dir is None else str(report_dir),
     }
 
@@ -155,13 +174,16 @@ def rows(result: Result) -> list[tuple[str, str]]:
     table = [
         ("accuracy on the test data", as_percent(result.accuracy)),
         ("accuracy gained per megabit up", as_points(result.per_bit_accuracy)),
-        ("rounds", f"{result.rounds_closed} of {result.plan.rounds}{_abandoned(result)}"),
+        ("rounds", f"{result.run.rounds_closed} of {result.plan.rounds}{_abandoned(result)}"),
         ("devices", f"{result.devices}, {max(cohorts, default=0)} invited to a round"),
         ("weights in the mean", weights_words(result.plan.aggregation.weights, result.shrunk_by)),
-        ("time", as_seconds(result.seconds)),
     ]
+    if result.standing:
+        table.insert(0, ("not over yet", result.standing))
     if result.plan.aggregation.max_staleness:
-        table.insert(-1, ("late updates that counted", str(result.late_updates)))
+        table.append(("late updates that counted", str(result.late_updates)))
+    if result.seconds is not None:
+        table.append(("time", as_seconds(result.seconds)))
     for label, is_up in (("up", True), ("down", False)):
         s, f, b = ((t.up if is_up else t.down) for t in (sent, frames, bare))
         if s:
@@ -212,15 +234,18 @@ def weights_words(weights: str, shrunk_by: float | None = None) -> str:
     return f"{weights}, biased towards devices that send more bits{moved}"
 
 
-def write(folder: Path, result: Result, model: bytes) -> None:
-    """Write the report of ``result`` into ``folder``; ``model`` is a safetensors file."""
+def write(folder: Path, result: Result, model: bytes | None) -> None:
+    """Write the report of ``result`` into ``folder``; ``model`` is a safetensors file, None where there is none yet."""
     folder.mkdir(parents=True, exist_ok=True)
     images = draw(result.rounds, result.initial_accuracy)
     for name, data in images.items():
         (folder / name).write_bytes(data)
     lines = [r.model_dump_json() + "\n" for r in result.rounds]
     (folder / "metrics.jsonl").write_text("".join(lines), "utf-8")
-    (folder / "model.safetensors").write_bytes(model)
+    if model is not None:
+        (folder / "model.safetensors").write_bytes(model)
+    if result.status is not None:
+        (folder / "status.json").write_text(result.status.model_dump_json(indent=2) + "\n", "utf-8")
     (folder / "plan.toml").write_text(plan_toml(result.plan), "utf-8")
     text = json.dumps(summary(result, folder), indent=2, ensure_ascii=False)
     (folder / "summary.json").write_text(text + "\n", "utf-8")
@@ -264,5 +289,5 @@ def _toml(value: object) -> str:
 
 
 def _abandoned(result: Result) -> str:
-    count = sum(r.phase is RoundPhase.ABANDONED for r in result.rounds)
+    count = result.run.rounds_abandoned
     return f", {count} abandoned" if count else ""

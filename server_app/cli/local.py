@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import json
 import shutil
 import signal
 import subprocess
@@ -11,7 +10,6 @@ import sys
 import tempfile
 import time
 from collections.abc import Coroutine
-from datetime import datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -20,6 +18,7 @@ import click
 from schemas.plan import Plan
 from server_app.cli.exits import Exit, Failure, reported
 from server_app.cli.plans import altered, read_plan
+from server_app.cli.reports import default_dir, finish
 
 if TYPE_CHECKING:
     from server_app.demo import Demo, Outcome
@@ -75,10 +74,10 @@ def demo(
         changes |= {"downlink": {"bits": downlink_bits}} if downlink_bits is not None else {}
         changes |= {"split": {}} if split else {}
         plan = altered(default_plan(), changes)
-        folder, wanted = report_dir or _report_dir("demo"), Demo(plan, devices, processes, faults)
+        folder, wanted = report_dir or default_dir("demo"), Demo(plan, devices, processes, faults)
         check(wanted)
         outcome = _interruptible(_play(wanted, folder))
-        _finish(outcome.result, outcome.model, folder, as_json)
+        finish(outcome.result, outcome.model, folder, as_json)
 
 
 @click.command()
@@ -91,13 +90,13 @@ def simulate(plan: Path, seed: int | None, as_json: bool, report_dir: Path | Non
     with reported():
         agreed = read_plan(plan)
         agreed = agreed if seed is None else altered(agreed, {"seed": seed})
-        folder = report_dir or _report_dir(plan.stem)
+        folder = report_dir or default_dir(plan.stem)
         try:
             folder.mkdir(parents=True, exist_ok=True)  # before the rounds: their work would be lost
         except OSError as error:
             raise Failure(f"could not make {folder}: {error.strerror}", Exit.REFUSED) from None
         result, model = _simulate(agreed, plan.stem)
-        _finish(result, model, folder, as_json)
+        finish(result, model, folder, as_json)
         if result.run.phase != "finished":
             raise Failure(f"the run {result.run.phase}: {result.run.reason}", Exit.RUN_FAILED)
 
@@ -143,23 +142,6 @@ def _simulate(plan: Plan, name: str) -> tuple[Result, bytes]:
     with RunProgress(plan.rounds) as show:
         show.stage(f"simulating {name}")
         return rehearse(plan, name, show.round, time.monotonic)
-
-
-def _finish(result: Result, model: bytes, folder: Path, as_json: bool) -> None:
-    """Write the report and print the closing table."""
-    from server_app import report
-    from server_app.cli.tables import closing, show
-
-    report.write(folder, result, model)
-    if as_json:
-        return click.echo(json.dumps(report.summary(result, folder)))
-    for table in closing(result):
-        show(table)
-    return click.echo(f"\nreport: {folder / 'report.html'}")
-
-
-def _report_dir(name: str) -> Path:
-    return Path("reports") / f"{name}-{datetime.now().astimezone():%Y%m%d-%H%M%S}"
 
 
 def _interruptible(work: Coroutine[Any, Any, Outcome]) -> Outcome:

@@ -1,4 +1,4 @@
-"""``fedge run``: start, list, show, watch, stop, export."""
+"""``fedge run``: start, list, show, watch, stop, export, report."""
 
 from __future__ import annotations
 
@@ -7,16 +7,17 @@ from pathlib import Path
 
 import click
 
-from schemas.status import RunPhase, RunStatus
+from schemas.status import RunPhase, RunStatus, RunSummary
 from server_app.cli.connection import Connection, ask, connected, echo_json, json_option
 from server_app.cli.exits import Exit, Failure
 from server_app.cli.plans import read_plan
+from server_app.cli.reports import check_unused, default_dir, finish
 from server_app.client import Client, Unreachable
 
 
 @click.group()
 def run() -> None:
-    """Runs: start, list, show, watch, stop, export."""
+    """Runs: start, list, show, watch, stop, export, report."""
 
 
 @run.command()
@@ -107,8 +108,38 @@ def export(connection: Connection, run: str, file: Path) -> None:
     except OSError as error:
         raise Failure(f"could not write {file}: {error.strerror or error}", Exit.BROKEN) from error
     click.echo(f"{file}: {size_bytes:,} bytes")
-    if status.rounds_closed == 0:
-        click.echo(f"note: no round of {run} has closed: this is the untrained initial model", err=True)
+    _note_untrained(status)
+
+
+@run.command()
+@click.argument("run")
+@click.option(
+    "--out",
+    type=click.Path(file_okay=False, path_type=Path),
+    help="Where the report goes, a new or empty folder.  [default: reports/RUN-TIME]",
+)
+@click.option("--json", "as_json", is_flag=True, help="End with one line of JSON instead of a table.")
+@connected
+def report(connection: Connection, run: str, out: Path | None, as_json: bool) -> None:
+    """Write a report of a run, over or not, as the aggregator tells it."""
+    from server_app import run_report
+
+    if out is not None:
+        check_unused(out)
+    result, model = ask(connection, lambda client: run_report.ask(client, run, time.time))
+    folder = out or default_dir(result.run.run)
+    check_unused(folder)
+    try:
+        finish(result, model, folder, as_json)
+    except OSError as error:
+        raise Failure(f"could not write {folder}: {error.strerror or error}", Exit.BROKEN) from error
+    if model is not None:
+        _note_untrained(result.run)
+
+
+def _note_untrained(run: RunSummary) -> None:
+    if run.rounds_closed == 0:
+        click.echo(f"note: no round of {run.run} has closed: this is the untrained initial model", err=True)
 
 
 def _say_lost(error: Unreachable) -> None:

@@ -204,7 +204,7 @@ def _table(*columns: str) -> Table:
 
 
 def closing(result: Result) -> Iterator[Table]:
-    """Yield the tables that end a demo or a simulation."""
+    """Yield the tables that end a demo, a simulation or the report of a run."""
     yield facts(report_rows(result), title=f"{result.run.run}: {result.run.phase}")
     if result.notes:
         table = _table("device", "what happened to it", "what became of it")

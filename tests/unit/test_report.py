@@ -10,7 +10,7 @@ from safetensors.numpy import load_file, save
 
 from schemas.plan import Aggregation, Plan, plan_from_toml
 from schemas.specs import FedProx
-from schemas.status import RoundPhase, RoundStatus, RunPhase, RunSummary, SplitStatus, Traffic
+from schemas.status import RoundPhase, RoundStatus, RunPhase, RunStatus, RunSummary, SplitStatus, Traffic
 from server_app.report import Note, Result, plan_toml, rows, summary, write
 from server_app.report_plots import draw, spent
 
@@ -42,6 +42,7 @@ def a_result(rounds: tuple[RoundStatus, ...], traffic: Traffic = Traffic(up=100,
         phase=RunPhase.FINISHED,
         rounds_closed=2,
         rounds_planned=3,
+        rounds_abandoned=1,
         created_at=0.0,
         metrics={"accuracy": 0.8333},
         initial_metrics={"accuracy": 0.2333},
@@ -209,6 +210,36 @@ def test_what_split_training_cost_is_told_by_kind_against_both_baselines(tmp_pat
     assert (split["activations"], split["labels"], split["shared"]) == (200, 20, 40)
     assert SPLIT.bytes == Traffic(up=115, down=227)
     assert summary(a_result(ROUNDS), None)["split"] is None
+
+
+def told(**changes: object) -> Result:
+    """Return the same run as an aggregator tells it."""
+    seen = a_result(ROUNDS)
+    status = RunStatus(**seen.run.model_dump(), plan=seen.plan, devices=2, per_bit_accuracy=7.5)
+    return replace(seen, run=status, status=status, notes=None, **changes)
+
+
+def test_what_nobody_looked_on_for_is_left_out_and_the_aggregators_word_counts(tmp_path: Path) -> None:
+    result = told(seconds=None)
+    assert dict(rows(result)).keys() == dict(rows(a_result(ROUNDS))).keys() - {"time"}
+    facts = summary(result, None)
+    assert (facts["notes"], facts["seconds"], facts["as_of"], facts["per_bit_accuracy"]) == (None, None, None, 7.5)
+    write(tmp_path, result, None)
+    assert not (tmp_path / "model.safetensors").exists()
+    assert RunStatus.model_validate_json((tmp_path / "status.json").read_text()) == result.status
+    page = (tmp_path / "report.html").read_text()
+    assert "What was done to the devices" not in page and "not over" not in page and "of 3 rounds</span>" in page
+
+
+def test_a_run_that_goes_on_says_so_and_what_it_waits_for(tmp_path: Path) -> None:
+    result = told(as_of=1e9)
+    assert rows(result)[0] == ("not over yet", "as of 2001-09-09 01:46:40 UTC")
+    assert result.status is not None
+    waiting = replace(result, status=result.status.model_copy(update={"waiting_for": "0 of 2 devices online"}))
+    write(tmp_path, waiting, b"")
+    words = "everything below is as of 2001-09-09 01:46:40 UTC, waiting for 0 of 2 devices online."
+    assert words in (tmp_path / "report.html").read_text()
+    assert summary(waiting, None)["as_of"] == 1e9
 
 
 def test_a_split_plan_as_toml_reads_back_the_same() -> None:
