@@ -71,7 +71,8 @@ INLINE void turn_tiles(const float *from, float *to, const uint32_t *lanes, floa
 
 /* The same without signs, of codes of `bits` = 1, 2 or 4 bits in one plane (pack.h); `levels` has 16 entries, which repeat
  * every 2^bits. A row of codes fills vectors of 32 bits with four bytes each, of which one after the other is shifted to
- * where look_up reads: so a tile's columns lie 4 apart, and what it becomes is stored where they belong. */
+ * where look_up reads: so a tile's columns lie 4 apart, and what it becomes is stored where they belong. Only where
+ * LOOKS_UP: there look_up leaves the index's other bits alone. */
 INLINE void turn_codes(const uint8_t *from, int bits, Table levels, float *to, Ahead *ahead) {
     int rows = 8 * bits; /* in one field of the bytes */
     for (int down = 0; down < SIDE; down += W)
@@ -121,7 +122,7 @@ INLINE void mix_all(float *to, int turned) {
     }
 }
 
-/* Both rotations of rotation.py: y = rotate(factor·x). Asks for 256 lines. */
+/* Both rotations of rotation.py: y = rotate(factor·x). Asks for 256 lines, or at W = 4 for none. */
 PHASE void rotate(const float *x, float *y, float factor, uint64_t base, uint64_t block, Ahead *ahead) {
     uint32_t lanes[2 * WORDS_PER_SET] __attribute__((aligned(LINE)));
     make_lanes(lanes, base, SETS_PER_BLOCK * block);
@@ -132,7 +133,7 @@ PHASE void rotate(const float *x, float *y, float factor, uint64_t base, uint64_
     mix_all(y, 1);
 }
 
-/* rotation.py's unrotate but for the last signs, from codes (see turn_codes) or, without, from x itself. Asks for 256 lines. */
+/* rotation.py's unrotate but for the last signs, from codes (see turn_codes) or, without, from x itself. Asks for 256 lines, or at W = 4 for none. */
 PHASE void unrotate(const uint8_t *codes, int width, const float *levels, float *x, uint64_t base, uint64_t block,
                      Ahead *ahead) {
     uint32_t lanes[2 * WORDS_PER_SET] __attribute__((aligned(LINE)));

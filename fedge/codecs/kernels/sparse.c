@@ -259,8 +259,9 @@ static void make_finder(Finder *finder, const float *edge, int edges) {
     int next = 0;
     finder->edge = edge, finder->edges = edges, finder->by_table = 0;
     finder->shift = finder->first = finder->last = 0;
-    if (edges < 8 || edge[0] < 0) return;
+    if (edges < 8) return;
     memcpy(key, edge, 4 * (size_t)edges);
+    if (key[0] > MAGNITUDE) return; /* negative, -0 too */
     while (((key[edges - 1] >> finder->shift) - (key[0] >> finder->shift)) >> TABLE_BITS) finder->shift++;
     finder->first = (int32_t)(key[0] >> finder->shift);
     finder->last = (int32_t)(key[edges - 1] >> finder->shift) - finder->first;

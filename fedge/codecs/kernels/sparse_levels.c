@@ -56,9 +56,10 @@ PyObject *fedge_tridiagonal(PyObject *Py_UNUSED(module), PyObject *args) {
     Py_buffer b[4] = {{0}};
     Py_ssize_t n;
     if (!PyArg_ParseTuple(args, "y*y*y*w*n", &b[0], &b[1], &b[2], &b[3], &n)) return NULL;
-    double *factor = n > 0 ? malloc(8 * (size_t)n) : NULL;
-    int sound = n > 0 && b[3].len % (8 * n) == 0;
+    Py_ssize_t numbers = b[3].len / 8;
+    int sound = n > 0 && b[3].len % 8 == 0 && numbers % n == 0;
     for (int i = 0; i < 3; i++) sound = sound && b[i].len == b[3].len;
+    double *factor = sound ? malloc(8 * (size_t)(numbers ? n : 1)) : NULL;
     if (!sound) PyErr_SetString(PyExc_ValueError, "expected systems of n unknowns");
     if (sound && !factor) sound = 0, PyErr_NoMemory();
     if (sound) {

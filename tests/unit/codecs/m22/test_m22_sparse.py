@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from fedge.codecs import M22, Part
+from fedge.codecs import M22, Part, native, native_available
 from fedge.codecs.m22 import gamma, sparse
 from fedge.codecs.m22.histogram import histogram, together
 from fedge.codecs.m22.ranking import Ranking
@@ -84,6 +84,19 @@ def test_every_implementation_solves_tridiagonal_systems_alike_and_right(systems
     product[:, 1:] += lower[:, 1:] * x[:, :-1]
     product[:, :-1] += upper[:, :-1] * x[:, 1:]
     assert np.allclose(product, right, rtol=1e-13, atol=1e-13)
+
+
+@pytest.mark.skipif(not native_available(), reason="there is no extension")
+@pytest.mark.parametrize("n", [-1, 0, 4, 1 << 61])
+def test_systems_that_do_not_fit_their_unknowns_are_refused(n):
+    six = np.ones(6)
+    with pytest.raises(ValueError, match="systems of n unknowns"):
+        native.kernels.tridiagonal(six, six, six, six.copy(), n)
+
+
+def test_many_edges_from_a_negative_zero_on_are_taken_as_they_are():
+    edges = np.array([-0.0, *range(1, 12)])
+    alike(lambda: sparse.cells_of(np.array([0.0, 0.5, -3.5, 20.0], np.float32), edges))
 
 
 @pytest.mark.parametrize("bits", [0.1, 1.0, 2.5, 5.0])
