@@ -118,7 +118,7 @@ def is_run(method: str, feedback: bool) -> Callable[[Line], bool]:
 
 
 def differences(lines: list[Line], rivals: Sequence[tuple[str, bool]], ours: str = "m22") -> list[str]:
-    """Return the Markdown rows of ``ours`` with error feedback minus each rival, points of a percent (pairs of runs)."""
+    """Return the Markdown rows of ``ours`` with error feedback minus each rival, points of a percent (pairs)."""
     rates = sorted({line["bits"] for line in lines if line["method"] == "m22"})
     rows = [
         "| devices | optimizer | bits a weight | " + " | ".join(f"minus {_shown(*rival)}" for rival in rivals) + " |",

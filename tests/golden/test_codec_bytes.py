@@ -2,9 +2,9 @@
 
 ``codecs/{codec}-{bits}-{size}.bin`` is the payload of :func:`vector` (of :func:`uneven` or :func:`ranked` where the
 codec is called so) with the seed ``SEED``, ``decoded.json`` the SHA-256 of the float32 vector that it decodes to, with
-and without loss. A file is added with a new format; its bytes are never changed. What is still read and no longer written
-moves to ``codecs/read_only``, and what is written now takes its name. M22 promises how bytes are read only: its encoder takes logarithms, whose last digit is the
-machine's.
+and without loss. A file is added with a new format; its bytes are never changed. What is still read and no longer
+written moves to ``codecs/read_only``, and what is written now takes its name. M22 promises how bytes are read only: its
+encoder takes logarithms, whose last digit is the machine's.
 """
 
 import hashlib
