@@ -131,6 +131,12 @@ class RunSummary(Model):
     ended_at: float | None = None
     metrics: dict[str, float] = Field(default={})
     initial_metrics: dict[str, float] = Field(default={}, description="of the initial model on the same test data")
+    split: SplitStatus | None = Field(
+        default=None, description="sum over all rounds, the one under way included; null: whole models were trained"
+    )
+    late_updates: int = Field(
+        default=0, description="how many `late` updates counted in all rounds, the one under way included"
+    )
     traffic: Traffic = Traffic()
 
 
@@ -142,9 +148,6 @@ class RunStatus(RunSummary):
     devices: int = Field(default=0, description="devices eligible for this run")
     excluded: dict[DeviceName, str] = Field(
         default={}, description="devices that train the task and cannot take part, and why; while the run is under way"
-    )
-    split: SplitStatus | None = Field(
-        default=None, description="sum over all rounds, the one under way included; null: whole models were trained"
     )
     round: RoundStatus | None = Field(default=None, description="the round under way")
     waiting_for: str = Field(default="", description="what keeps a running run from its next round")

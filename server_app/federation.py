@@ -199,7 +199,8 @@ class Federation:
         """Return all runs, newest first."""
         rows = reversed(await self.house.store.runs())
         drivers = [(row, self._driver_of(row)) for row in rows]
-        return [RunSummary(**self._summary(driver.run if driver else row)) for row, driver in drivers]
+        now = [(driver.run, driver.round_status()) if driver else (row, None) for row, driver in drivers]
+        return [RunSummary(**self._summary(row, status)) for row, status in now]
 
     async def status(self, run: str) -> RunStatus:
         """Return one run in full."""
@@ -209,7 +210,7 @@ class Federation:
         now = driver.round_status() if driver else None
         totals = row.totals
         return RunStatus(
-            **self._summary(row),
+            **self._summary(row, now),
             plan=row.plan,
             size=row.layout.size if row.layout else 0,
             devices=len(members) or self._eligible(row),
@@ -219,7 +220,6 @@ class Federation:
             frame_bytes=plus(totals.frame_bytes, now.frame_bytes) if now else totals.frame_bytes,
             float32_bytes=plus(totals.float32_bytes, now.float32_bytes) if now else totals.float32_bytes,
             per_bit_accuracy=_per_bit_accuracy(row),
-            split=total_split([totals.split, now.split if now else None]),
         )
 
     async def rounds(self, run: str) -> list[RoundStatus]:
@@ -234,9 +234,9 @@ class Federation:
     def _driver_of(self, row: RunRow) -> Driver | None:
         return self.driver if self.driver is not None and self.driver.run.run == row.run else None
 
-    def _summary(self, row: RunRow) -> dict[str, Any]:
-        driver = self._driver_of(row)
-        traffic = row.totals.traffic
+    def _summary(self, row: RunRow, now: RoundStatus | None) -> dict[str, Any]:
+        """Return what a ``RunSummary`` says; ``now`` is the round under way."""
+        driver, totals = self._driver_of(row), row.totals
         return {
             "run": row.run,
             "task": row.plan.task,
@@ -249,7 +249,9 @@ class Federation:
             "ended_at": row.ended_at,
             "metrics": dict(row.metrics),
             "initial_metrics": dict(row.initial_metrics or {}),
-            "traffic": plus(traffic, driver.traffic()) if driver and row.ended_at is None else traffic,
+            "split": total_split([totals.split, now.split if now else None]),
+            "late_updates": totals.late_updates + (len(now.late) if now else 0),
+            "traffic": plus(totals.traffic, driver.traffic()) if driver and row.ended_at is None else totals.traffic,
         }
 
     def _waiting_for(self, row: RunRow, driver: Driver | None) -> str:

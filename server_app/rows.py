@@ -16,12 +16,13 @@ from schemas.status import RoundStatus, RunPhase, SplitStatus, Traffic, total_sp
 
 
 class Totals(Model):
-    """Bytes of a run over all its rounds that are over."""
+    """What a run did in all its rounds that are over."""
 
     traffic: Traffic = Traffic()
     frame_bytes: Traffic = Traffic()
     float32_bytes: Traffic = Traffic()
     split: SplitStatus | None = None
+    late_updates: int = 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -101,4 +102,5 @@ def add_round(totals: Totals, status: RoundStatus) -> Totals:
         frame_bytes=plus(totals.frame_bytes, status.frame_bytes),
         float32_bytes=plus(totals.float32_bytes, status.float32_bytes),
         split=total_split([totals.split, status.split]),
+        late_updates=totals.late_updates + len(status.late),
     )

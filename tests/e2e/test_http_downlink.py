@@ -158,19 +158,13 @@ async def test_above_the_cap_the_device_heard_of_longest_ago_is_forgotten(tmp_pa
         assert kinds == {Kind.FULL, Kind.DELTA}
         assert files.num_bytes <= cap
         assert files.num_bytes == sum(file.stat().st_size for file in files.folder.iterdir())
-        _, text = await _metrics(server)
+        text = await server.metrics()
         assert f"fedge_download_state_max_bytes {float(cap)}" in text
         assert f"fedge_download_states {float(files.count)}" in text
         evicted = next(line for line in text.splitlines() if line.startswith("fedge_download_states_evicted_total "))
         assert float(evicted.split()[1]) == files.evicted > 0
         await asyncio.gather(*(d.upload(one) for d, one in zip(devices, asked, strict=True)))
         await take_part(devices, 2, asked)
-
-
-async def _metrics(server: Serving) -> tuple[int, str]:
-    headers = {"Authorization": f"Bearer {next(iter(server.tokens.values()))}"}
-    async with server.session.get(server.url + "/metrics", headers=headers) as answer:
-        return answer.status, await answer.text()
 
 
 @pytest.mark.parametrize(("key", "value"), [("state", "xyz"), ("state", "A" * 16), ("checksum", "0" * 17)])

@@ -198,6 +198,26 @@ async def test_what_came_late_into_an_abandoned_round_is_asked_for_again(three) 
         assert close_to_h(server, [(a, first[0]), (b, first[1]), (slow, owed), (a, third[0]), (b, third[1])])
 
 
+async def test_status_and_counters_say_how_many_late_updates_counted(three) -> None:
+    server, (a, b, slow) = three
+
+    async def told() -> tuple[int, bool]:
+        _, body = await server.ask("GET", "/v1/runs")
+        (run,) = body["runs"]
+        assert (await server.run(run["run"])).late_updates == run["late_updates"]
+        line = f'fedge_late_updates{{run="{run["run"]}"}} {float(run["late_updates"])}'
+        return run["late_updates"], line in await server.metrics()
+
+    async with one_late(server, (a, b, slow)) as (*first, owed):
+        second = await invited([a, b], first)
+        assert await told() == (0, False)
+        await slow.upload(owed)
+        assert await told() == (1, True)
+        await asyncio.gather(a.upload(second[0]), b.upload(second[1]))
+        assert (await status_of(server, owed.run, 2)).late == {"slow": 1}
+        assert await told() == (1, True)
+
+
 async def test_half_of_a_late_update_counts_for_what_arrived(three) -> None:
     server, (a, b, slow) = three
     async with one_late(server, (a, b, slow)) as (*first, owed):

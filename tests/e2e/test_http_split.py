@@ -9,6 +9,7 @@ import aiohttp
 import numpy as np
 import pytest
 import pytest_asyncio
+from prometheus_client.parser import text_string_to_metric_families
 from safetensors.numpy import load
 
 from device_app.errors import NoWebSocket, Unreachable
@@ -112,12 +113,24 @@ class Blocked:
         yield
 
 
-async def published(federation, run):
+async def asked_for(federation, path):
     async with aiohttp.ClientSession() as session:
         headers = {"Authorization": f"Bearer {federation.tokens[Role.OPERATOR]}"}
-        async with session.get(f"{federation.service.url}/v1/runs/{run}/model", headers=headers) as answer:
+        async with session.get(federation.service.url + path, headers=headers) as answer:
             assert answer.status == 200
-            return load(await answer.read())
+            return await answer.read()
+
+
+async def published(federation, run):
+    return load(await asked_for(federation, f"/v1/runs/{run}/model"))
+
+
+def split_gauges(text, run):
+    """Return the figures of ``run`` under fedge_split, by name and direction."""
+    samples = [sample for family in text_string_to_metric_families(text) for sample in family.samples]
+    found = [sample for sample in samples if sample.name.startswith("fedge_split") and sample.labels["run"] == run]
+    names = [f"{s.name.removeprefix('fedge_split_')} {s.labels.get('direction', '')}".strip() for s in found]
+    return dict(zip(names, [sample.value for sample in found], strict=True))
 
 
 async def test_a_split_run_learns_and_its_bytes_add_up(tmp_path, trainer):
@@ -127,7 +140,10 @@ async def test_a_split_run_learns_and_its_bytes_add_up(tmp_path, trainer):
         status = await asyncio.wait_for(federation.run(plan(3)), SLOW)
         rounds = await federation.rounds(status.run)
         model = await published(federation, status.run)
+        counters = await asked_for(federation, "/metrics")
     assert status.phase is RunPhase.FINISHED
+    told = {"steps": status.split.steps, **{f"bytes {way}": getattr(status.split.bytes, way) for way in ("up", "down")}}
+    assert told == split_gauges(counters.decode(), status.run)
     assert status.metrics["accuracy"] > 0.9 > 0.5 > status.initial_metrics["accuracy"]
     assert sorted(model) == ["0.bias", "0.weight", "2.bias", "2.weight", "4.bias", "4.weight"]
     for one in rounds:

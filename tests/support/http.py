@@ -108,6 +108,13 @@ class Serving:
         async with self.session.request(method, self.url + path, headers=headers, **how) as answer:
             return answer.status, await answer.json(content_type=None)
 
+    async def metrics(self) -> str:
+        """Return what Prometheus is told."""
+        headers = {"Authorization": f"Bearer {self.tokens[Role.OPERATOR]}"}
+        async with self.session.get(self.url + "/metrics", headers=headers) as answer:
+            assert answer.status == 200
+            return await answer.text()
+
     async def start(self, **changes: Any) -> str:
         """Start a run; returns its name."""
         status, body = await self.ask("POST", "/v1/runs", json=plan(**changes))
