@@ -1,14 +1,13 @@
 """The open round in memory: what was asked, what arrived, and the running sums.
 
 Everything but the coordinator's state can be had again from the journal, record by record in the file's order: the
-ledger, the refusals, and sums of the same bits.
+ledger, the refusals, what was downloaded, and sums of the same bits.
 """
 
 from __future__ import annotations
 
 import asyncio
 import math
-from collections import Counter
 from collections.abc import Callable, Collection, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -30,6 +29,7 @@ from schemas.status import RoundPhase, RoundStatus, SplitStatus, Traffic
 from server_app.body import Body
 from server_app.errors import Refused
 from server_app.journal import Entry, GroupCommit, Journal, Kind, Record
+from server_app.round_downloads import RoundDownloads
 from server_app.traffic import Account
 
 
@@ -63,11 +63,14 @@ class Book:
     turns: dict[DeviceId, asyncio.Lock] = field(default_factory=dict)
     frame_bytes: Account = field(default_factory=Account)
     float32_bytes: Account = field(default_factory=Account)
-    bytes_down: Counter[DeviceId] = field(default_factory=Counter)
-    perturbations: dict[DeviceId, float] = field(default_factory=dict)
     downloads: dict[DeviceId, asyncio.Transport] = field(default_factory=dict)
+    downloaded: RoundDownloads = field(init=False)
     commit: GroupCommit | None = None
+    committing: asyncio.Task[None] | None = None
     report: Callable[[Event], None] = lambda event: None
+
+    def __post_init__(self) -> None:
+        self.downloaded = RoundDownloads(self.frame_bytes, self.float32_bytes)
 
     def asked(self, device: DeviceId) -> Assignment | None:
         """Return what ``device`` was asked, in this round or in an earlier one whose update may still come."""
@@ -144,6 +147,8 @@ class Book:
             self.ledger.take_header(device, unpack(UpdateHeader, record.body))
         elif record.kind is Kind.REFUSAL:
             self.refusals[device] = unpack(UpdateHeader, record.body)
+        elif record.kind is Kind.DOWNLOAD:
+            self.downloaded.replay(record)
         else:
             frame = read_frame(record.body)
             entry = self.frame_entry(device, record.body, frame, decode_delta(frame, self.stream(device), self.trust))
@@ -215,20 +220,20 @@ class Book:
             closed_at=closed_at,
             loss=self.mean_loss(),
             shrunk_by=self.sums.shrunk_by,
-            bytes_down=dict(self.bytes_down),
+            bytes_down=dict(+self.downloaded.by_device),
             split=split,
-            perturbation=sum(lost) / len(lost) if (lost := self.perturbations.values()) else None,
+            perturbation=sum(lost) / len(lost) if (lost := self.downloaded.perturbations.values()) else None,
             traffic=traffic,
             frame_bytes=_with_split(self.frame_bytes.snapshot(), split),
             float32_bytes=_with_split(self.float32_bytes.snapshot(), split, is_float32=True),
         )
 
-    def note_download(self, device: DeviceId, size: int, perturbation: float) -> None:
-        """Count what a device is sent."""
-        self.frame_bytes.down += size
-        self.float32_bytes.down += 4 * self.part(device).size
-        self.bytes_down[device] += size
-        self.perturbations[device] = perturbation
+    async def seal(self) -> None:
+        """Take no more frames and wait for those under way; what was downloaded until now is written down."""
+        if self.commit is not None and self.committing is not None:
+            self.downloaded.put_all(self.commit)
+            self.commit.seal()
+            await asyncio.wait([self.committing])
 
     @contextmanager
     def downloading(self, device: DeviceId, transport: asyncio.Transport | None) -> Iterator[None]:
@@ -267,15 +272,15 @@ def _with_split(frames: Traffic, split: SplitStatus | None, is_float32: bool = F
     return Traffic(up=frames.up + own.up, down=frames.down + own.down)
 
 
-def open_book(book: Book, path: Path) -> GroupCommit:
-    """Open the round's journal, take again what it holds, and return what further records go through.
+def open_book(book: Book, path: Path) -> None:
+    """Open the round's journal, and take again what it holds. Further records go through ``book.commit``.
 
     Waits for the disk: call it off the event loop.
     """
     report, book.report = book.report, lambda event: None
     journal = Journal.open(path, book.replay)
     book.report = report
-    return GroupCommit(journal)
+    book.commit = book.downloaded.commit = GroupCommit(journal)
 
 
 def gone_of(book: Book) -> dict[str, str]:

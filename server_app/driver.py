@@ -72,7 +72,6 @@ class Driver:
         self.state: ServerState | None = None
         self.waiting_for = ""
         self._inbox: asyncio.Queue[Event] = asyncio.Queue()
-        self._committing: asyncio.Task[None] | None = None
         self._wake_at = NEVER
         self._owed: list[runs.Action] = []
         self._sleepers: set[DeviceId] = set()
@@ -126,7 +125,7 @@ class Driver:
     async def settle(self) -> None:
         """Before the aggregator ends: take no more frames, and wait until those that came are durable."""
         if self.book is not None:
-            await self._seal(self.book)
+            await self.book.seal()
         if self.back is not None:
             await self.back.abandon(is_suspended=True)
         await self.evaluations.cancel()
@@ -208,7 +207,7 @@ class Driver:
         self._inbox = asyncio.Queue()
         book.report = self._inbox.put_nowait
         if book.commit is not None:
-            self._committing = self.house.spawn(book.commit.run())
+            book.committing = self.house.spawn(book.commit.run())
         self.book = book
         if self.state is not None:
             self.back = back_half_of(self.house, self.run, book, self.state, self.algorithm, self.files)
@@ -285,7 +284,7 @@ class Driver:
     # Closing
 
     async def _close(self, book: Book) -> None:
-        await self._seal(book)
+        await book.seal()
         try:
             learnt = None if self.back is None else await self.back.close()
         except WorkerError as error:
@@ -302,7 +301,7 @@ class Driver:
             await self.evaluations.begin(book.round.number, np.asarray(state.published, np.float32))
 
     async def _abandon(self, book: Book, reason: str) -> None:
-        await self._seal(book)
+        await book.seal()
         if self.back is not None:
             await self.back.abandon()
         log.info("round abandoned", extra={"run": book.run, "round": book.round.number, "why": reason})
@@ -313,12 +312,6 @@ class Driver:
         # A round that a person ended is not one of those in a row that fail a run.
         event = runs.RoundAbandoned(reason) if self._stop_reason is None else runs.Stopped(self._stop_reason)
         await self._finish_round(book, run, state, event)
-
-    async def _seal(self, book: Book) -> None:
-        """Take no more frames and wait for those under way."""
-        if book.commit is not None and self._committing is not None:
-            book.commit.seal()
-            await asyncio.wait([self._committing])
 
     def _next_state(self, book: Book, learnt: Vector | None) -> ServerState:
         if self.state is None:

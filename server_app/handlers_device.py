@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import math
 import re
+from collections.abc import Awaitable, Callable
 from contextlib import closing
 from functools import partial
 
@@ -146,18 +147,31 @@ async def download(request: web.Request) -> web.StreamResponse:
         with closing(found):
             if not book.round.is_open:
                 raise round_over(book.run, number)
-            book.note_download(device.id, found.size, found.perturbation)
-            return await _send(request, found, context.config.min_upload_bytes_per_second)
+            sending = book.downloaded.begin(device.id, found.size, 4 * part.size, found.perturbation)
+            leave = partial(book.downloaded.leave, sending)
+            try:
+                return await _send(request, found, leave, context.config.min_upload_bytes_per_second)
+            finally:
+                await book.downloaded.end(sending)
 
 
-async def _send(request: web.Request, found: Download, slowest_bytes_per_second: float) -> web.StreamResponse:
-    """Send a download. A device that takes next to nothing of it is hung up on."""
+async def _send(
+    request: web.Request,
+    found: Download,
+    leave: Callable[[int], Awaitable[None]],
+    slowest_bytes_per_second: float,
+) -> web.StreamResponse:
+    """Send a download; ``leave`` hears of each piece before it leaves.
+
+    A device that takes next to nothing of it is hung up on.
+    """
     response = web.StreamResponse(headers={"Content-Type": FRAMES, "Content-Length": str(found.size)})
     await response.prepare(request)
     slow = slowest_bytes_per_second
     patience = STALL_SECONDS + CHUNK_BYTES / slow if slow else None
     try:
         async for chunk in found.chunks():
+            await leave(len(chunk))
             async with asyncio.timeout(patience):
                 await response.write(chunk)
     except OSError:  # a timeout is one

@@ -1,4 +1,4 @@
-"""The journal of one round: accepted updates in the order they were accepted, append-only.
+"""The journal of one round: accepted updates, and what was downloaded, in the order it happened, append-only.
 
 Layout, little-endian; the file starts with the 8 bytes ``MAGIC``, then one record after the other:
 
@@ -7,8 +7,9 @@ Layout, little-endian; the file starts with the 8 bytes ``MAGIC``, then one reco
     4       u32   CRC-32 of what follows
     8       u8    kind (``Kind``)
     9       u8    length of the device's id
-    10      ..    the device's id, then the body: a packed ``UpdateHeader`` or a frame; in the journal of split steps
-                  (``server_app.back_half``) a batch, or what a step was taken with
+    10      ..    the device's id, then the body: a packed ``UpdateHeader``, a frame, or the counts of a download
+                  (``server_app.round_downloads``); in the journal of split steps (``server_app.back_half``) a batch, or
+                  what a step was taken with
 
 A record is durable, folded into the sums and indexed before the device hears of it. The journal is the truth, sums and
 ledger are caches: taking the records again in the file's order gives the same bits. A crash may leave the last record
@@ -48,11 +49,12 @@ class Kind(IntEnum):
     REFUSAL = 3
     SPLIT_BATCH = 4
     SPLIT_STEP = 5
+    DOWNLOAD = 6
 
 
 @dataclass(frozen=True, slots=True)
 class Record:
-    """One thing accepted from one device."""
+    """One thing accepted from one device, or sent to it."""
 
     kind: Kind
     device: str
@@ -214,13 +216,20 @@ class GroupCommit:
         Raises:
             OSError, JournalError: they are not durable and count for nothing.
         """
-        if self._is_sealed:
+        done = self.put(entries)
+        if done is None:
             return False
+        await asyncio.shield(done)
+        return True
+
+    def put(self, entries: Sequence[Entry]) -> asyncio.Future[None] | None:
+        """Have ``entries`` written with the next batch, without waiting for it; None, and nothing done, once sealed."""
+        if self._is_sealed:
+            return None
         done: asyncio.Future[None] = asyncio.get_running_loop().create_future()
         self._waiting.append((entries, done))
         self._wake.set()
-        await asyncio.shield(done)
-        return True
+        return done
 
     def seal(self) -> None:
         """Take no more records; ``run`` returns once those that wait are durable."""
@@ -236,6 +245,7 @@ class GroupCommit:
             for _, done in batch:
                 if not done.done():
                     done.set_exception(error)
+                    done.exception()  # who put it there need not wait: then nobody asks
             return
         for entry in entries:
             entry.take()

@@ -138,5 +138,5 @@ class Opening:
         fixed = (run.run, round, opened_at, layout, asked, weights, algorithm.trust)
         book = Book(*fixed, ledger, sums, late, how.max_staleness)
         book.sizes = {device: members[device].num_examples for device in asked}
-        book.commit = await asyncio.to_thread(open_book, book, self.files.journal(round.number))
+        await asyncio.to_thread(open_book, book, self.files.journal(round.number))
         return book
