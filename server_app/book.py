@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import math
+import struct
 from collections.abc import Callable, Collection, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -32,6 +33,9 @@ from server_app.journal import Entry, GroupCommit, Journal, Kind, Record
 from server_app.round_downloads import RoundDownloads
 from server_app.traffic import Account
 
+TRAFFIC = struct.Struct("<QQ")
+"""The body of a record of that kind, little-endian: bytes up, bytes down."""
+
 
 @dataclass(slots=True)
 class Book:
@@ -41,6 +45,7 @@ class Book:
     ``weights`` are the devices' weights in the mean, from what is on record and not from what an update says; ``trust``
     is the algorithm's, by which decoded frames are multiplied.
     ``sizes`` are how many examples devices of the cohort have.
+    ``carried`` is what sockets had carried for the round before the aggregator was started again, as far as is known.
     ``conflicts`` are devices that sent another update or frame than before: this round they will not get whole.
     """
 
@@ -56,6 +61,7 @@ class Book:
     late: Mapping[DeviceId, Assignment] = field(default_factory=dict)
     max_staleness: int = 0
     sizes: Mapping[DeviceId, int] = field(default_factory=dict)
+    carried: Traffic = field(default_factory=Traffic)
     refusals: dict[DeviceId, UpdateHeader] = field(default_factory=dict)
     conflicts: set[DeviceId] = field(default_factory=set)
     fetched: set[DeviceId] = field(default_factory=set)
@@ -149,6 +155,9 @@ class Book:
             self.refusals[device] = unpack(UpdateHeader, record.body)
         elif record.kind is Kind.DOWNLOAD:
             self.downloaded.replay(record)
+        elif record.kind is Kind.TRAFFIC:
+            up, down = TRAFFIC.unpack(record.body)
+            self.carried = Traffic(up=up, down=down)
         else:
             frame = read_frame(record.body)
             entry = self.frame_entry(device, record.body, frame, decode_delta(frame, self.stream(device), self.trust))
@@ -228,9 +237,16 @@ class Book:
             float32_bytes=_with_split(self.float32_bytes.snapshot(), split, is_float32=True),
         )
 
-    async def seal(self) -> None:
-        """Take no more frames and wait for those under way; what was downloaded until now is written down."""
+    def note_traffic(self, traffic: Traffic) -> None:
+        """Have the journal say what sockets have carried for the round until now."""
+        if self.commit is not None:
+            record = Record(Kind.TRAFFIC, "", TRAFFIC.pack(traffic.up, traffic.down))
+            self.commit.put([Entry(record, _nothing, _nothing)])
+
+    async def seal(self, traffic: Traffic) -> None:
+        """Take no more frames and wait for those under way; what was downloaded and carried is written down."""
         if self.commit is not None and self.committing is not None:
+            self.note_traffic(traffic)
             self.downloaded.put_all(self.commit)
             self.commit.seal()
             await asyncio.wait([self.committing])
@@ -293,4 +309,4 @@ def _why(header: UpdateHeader) -> str:
 
 
 def _nothing() -> None:
-    """A header moves no sum."""
+    """Neither a header nor what sockets carried moves a sum."""

@@ -49,6 +49,7 @@ from server_app.house import House
 from server_app.opening import Opening
 from server_app.rows import Member, RunRow, add_round, plus, with_measured
 from server_app.split_round import back_half_of, next_state
+from server_app.traffic import Since
 
 log = logging.getLogger(__name__)
 
@@ -77,7 +78,7 @@ class Driver:
         self._sleepers: set[DeviceId] = set()
         self._stop_reason: str | None = None
         self._failure = ""
-        self._mark = house.traffic.total.snapshot()
+        self._since = Since(house.traffic.total)
 
     @property
     def run(self) -> RunRow:
@@ -105,6 +106,7 @@ class Driver:
         book = await self.opening.reopen(run.layout, run.progress.round)
         if book is not None:
             self._set_book(book)
+            self._since.carry(book.carried)
             self._inbox.put_nowait(Tick())
         log.info("run resumed", extra={"run": run.run, "round": run.progress.round})
 
@@ -125,15 +127,19 @@ class Driver:
     async def settle(self) -> None:
         """Before the aggregator ends: take no more frames, and wait until those that came are durable."""
         if self.book is not None:
-            await self.book.seal()
+            await self.book.seal(self.traffic())
         if self.back is not None:
             await self.back.abandon(is_suspended=True)
         await self.evaluations.cancel()
 
     def traffic(self) -> Traffic:
         """Return the bytes of all devices since this run began or its last round was over."""
-        total = self.house.traffic.total
-        return Traffic(up=total.up - self._mark.up, down=total.down - self._mark.down)
+        return self._since.traffic()
+
+    def note_traffic(self) -> None:
+        """Have that written down where a round is open: it is what a restart goes on from."""
+        if self.book is not None:
+            self.book.note_traffic(self.traffic())
 
     def excluded(self) -> dict[DeviceId, str]:
         """Return which devices train this task and yet cannot take part, and why."""
@@ -284,7 +290,7 @@ class Driver:
     # Closing
 
     async def _close(self, book: Book) -> None:
-        await book.seal()
+        await book.seal(self.traffic())
         try:
             learnt = None if self.back is None else await self.back.close()
         except WorkerError as error:
@@ -301,7 +307,7 @@ class Driver:
             await self.evaluations.begin(book.round.number, np.asarray(state.published, np.float32))
 
     async def _abandon(self, book: Book, reason: str) -> None:
-        await book.seal()
+        await book.seal(self.traffic())
         if self.back is not None:
             await self.back.abandon()
         log.info("round abandoned", extra={"run": book.run, "round": book.round.number, "why": reason})
@@ -338,7 +344,7 @@ class Driver:
             run = with_measured(replace(run, progress=progress, totals=totals), self.run)
             await self.house.store.end_round(run, status, receipts, moved)
             self.record.row, self.state = run, state
-            self._mark = plus(self._mark, status.traffic)  # with the totals: before, they lack these bytes
+            self._since.move(status.traffic)  # with the totals: before, they lack these bytes
         self.roster.members |= {member.device: member for member in moved}
         self.roster.end_round(ending.outstanding)
         self.book = self.back = None

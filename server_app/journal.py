@@ -7,9 +7,9 @@ Layout, little-endian; the file starts with the 8 bytes ``MAGIC``, then one reco
     4       u32   CRC-32 of what follows
     8       u8    kind (``Kind``)
     9       u8    length of the device's id
-    10      ..    the device's id, then the body: a packed ``UpdateHeader``, a frame, or the counts of a download
-                  (``server_app.round_downloads``); in the journal of split steps (``server_app.back_half``) a batch, or
-                  what a step was taken with
+    10      ..    the device's id, then the body: a packed ``UpdateHeader``, a frame, the counts of a download
+                  (``server_app.round_downloads``) or, of no device, those of sockets (``server_app.book``); in the
+                  journal of split steps (``server_app.back_half``) a batch, or what a step was taken with
 
 A record is durable, folded into the sums and indexed before the device hears of it. The journal is the truth, sums and
 ledger are caches: taking the records again in the file's order gives the same bits. A crash may leave the last record
@@ -50,6 +50,7 @@ class Kind(IntEnum):
     SPLIT_BATCH = 4
     SPLIT_STEP = 5
     DOWNLOAD = 6
+    TRAFFIC = 7
 
 
 @dataclass(frozen=True, slots=True)

@@ -67,7 +67,7 @@ class Opening:
             epoch, now = run.dual_epoch, round.opened_at
             asked[one.id] = assign(run.plan, run.run, round, one.id, layout, standing, epoch, now, half)
         given_up, late = self._given_up()
-        book = await self._start_book(layout, round, asked, late, members, self.house.wall_clock())
+        book = await self._start_book(layout, round, asked, late, members, self.house.wall_clock(), Traffic())
         parts = [Participation(name, offer) for name, offer in asked.items()]
         async with self.record.writing:
             run = with_measured(run, self.record.row)
@@ -87,7 +87,7 @@ class Opening:
         asked = await self.house.store.assignments(run.run, number)
         round = Round(number, quota_of(run.plan), RoundPhase.COLLECTING, self.house.clock(), status.cohort)
         opened_at, members = status.opened_at or self.house.wall_clock(), self.roster.members
-        book = await self._start_book(layout, round, asked, late, members, opened_at)
+        book = await self._start_book(layout, round, asked, late, members, opened_at, status.traffic)
         book.round = replace(book.round, updates=book.updates(), gone=gone_of(book))
         book.fetched.update(asked)  # who had fetched its assignment was not written down: nobody counts as absent
         log.info("round resumed", extra={"run": run.run, "round": number, "updates": len(book.updates())})
@@ -127,7 +127,14 @@ class Opening:
         return late_receipts({device: outstanding[device] for device in idle}), late
 
     async def _start_book(
-        self, layout: Layout, round: Round, asked: Asked, late: Asked, members: Members, opened_at: float
+        self,
+        layout: Layout,
+        round: Round,
+        asked: Asked,
+        late: Asked,
+        members: Members,
+        opened_at: float,
+        carried: Traffic,
     ) -> Book:
         run, algorithm = self.record.row, self.algorithm
         weights = {device: algorithm.weight(members[device].num_examples) for device in (*asked, *late)}
@@ -137,6 +144,7 @@ class Opening:
         ledger, sums = Ledger(len(layout.segments), fronts), SegmentSums(layout, how.weights)
         fixed = (run.run, round, opened_at, layout, asked, weights, algorithm.trust)
         book = Book(*fixed, ledger, sums, late, how.max_staleness)
+        book.carried = carried
         book.sizes = {device: members[device].num_examples for device in asked}
         await asyncio.to_thread(open_book, book, self.files.journal(round.number))
         return book

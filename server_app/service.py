@@ -157,7 +157,7 @@ async def _house(config: ServerConfig, open_worker: OpenWorker) -> AsyncIterator
             time.time(),
             asyncio.Event(),
         )
-        running = [group.create_task(federation.run()), group.create_task(_save_devices(house))]
+        running = [group.create_task(federation.run()), group.create_task(_save_now_and_then(house, federation))]
         failure: Exception | None = None
         try:
             yield context
@@ -174,10 +174,12 @@ async def _house(config: ServerConfig, open_worker: OpenWorker) -> AsyncIterator
         raise failure
 
 
-async def _save_devices(house: House) -> None:
-    """Write down now and then who was there; every round's end does, too."""
+async def _save_now_and_then(house: House, federation: Federation) -> None:
+    """Write down now and then who was there, which every round's end does, too, and what sockets have carried."""
     while True:
         await asyncio.sleep(SAVE_SECONDS)
+        if federation.driver is not None:
+            federation.driver.note_traffic()
         try:
             await house.store.save_devices(house.devices.take_changed())
         except (OSError, SQLAlchemyError):

@@ -29,6 +29,25 @@ class Account:
         return Traffic(up=self.up, down=self.down)
 
 
+class Since:
+    """Bytes of all devices since a mark. ``total`` is theirs since the aggregator started."""
+
+    def __init__(self, total: Account) -> None:
+        self._total, self._up, self._down = total, total.up, total.down
+
+    def traffic(self) -> Traffic:
+        """Return what passed since the mark."""
+        return Traffic(up=self._total.up - self._up, down=self._total.down - self._down)
+
+    def move(self, by: Traffic) -> None:
+        """Set the mark later, by what is counted elsewhere from now on."""
+        self._up, self._down = self._up + by.up, self._down + by.down
+
+    def carry(self, before: Traffic) -> None:
+        """Count what passed before the aggregator was started again, too."""
+        self._up, self._down = self._up - before.up, self._down - before.down
+
+
 class Meter:
     """Counts one connection, and says when it closes."""
 

@@ -3,13 +3,20 @@
 from __future__ import annotations
 
 import asyncio
+import shutil
 from pathlib import Path
 from typing import Any
 
+import pytest
 from aiohttp import ClientError
 
-from fedge.layout import Kind, Layout, TensorSpec
-from schemas.status import RoundStatus
+from fedge.layout import Kind as TensorKind
+from fedge.layout import Layout, TensorSpec
+from schemas.base import parse
+from schemas.status import RoundList, RoundStatus
+from server_app import service
+from server_app.book import TRAFFIC
+from server_app.journal import Kind, Record, read_records
 from server_app.rows import RunRow
 from tests.support.http import ReadyWorker, invited, serving, take_part, until
 from tests.support.proxy import proxying
@@ -60,7 +67,7 @@ async def test_no_byte_of_a_run_is_missing_while_a_round_is_written_down(tmp_pat
 
 
 async def test_a_large_download_is_counted_to_the_byte_too(tmp_path: Path) -> None:
-    layout = Layout.of([TensorSpec("w", (1024, 2048), Kind.WEIGHT)])
+    layout = Layout.of([TensorSpec("w", (1024, 2048), TensorKind.WEIGHT)])
     async with (
         serving(tmp_path, ReadyWorker(layout).running) as server,
         proxying(server.service.port) as proxy,
@@ -99,6 +106,52 @@ async def test_http_costs_a_round_less_than_a_kilobyte_each_way(tmp_path: Path) 
     for shown in body["rounds"][1:]:
         for way, limit in (("up", 2048), ("down", 1024)):
             assert (shown["traffic"][way] - shown["frame_bytes"][way]) / 2 < limit
+
+
+async def test_what_a_round_has_carried_is_counted_on_when_the_aggregator_comes_back(tmp_path: Path) -> None:
+    async with serving(tmp_path) as server, server.devices("a", "b") as devices:
+        run = await server.start(rounds=1)
+        asked = await invited(devices)
+        await devices[0].download(asked[0])
+        await devices[0].upload(asked[0])
+        driver = server.service.context.federation.driver
+        assert driver is not None
+    before = driver.traffic()
+    async with serving(tmp_path) as server:
+        again = (await server.run(run)).round
+        assert again is not None and again.traffic == before
+        assert before.up > again.frame_bytes.up > 0 < again.frame_bytes.down < before.down
+        async with server.devices("b") as devices:
+            await devices[0].upload(asked[1])
+            over = await server.until_over(run)
+        _, body = await server.ask("GET", f"/v1/runs/{run}/rounds")
+    assert before.up < parse(RoundList, body, "rounds").rounds[0].traffic.up <= over.traffic.up
+
+
+async def test_what_a_round_has_carried_is_written_down_now_and_then(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(service, "SAVE_SECONDS", 0.02)
+    async with serving(tmp_path) as server, server.devices("a", "b") as devices:
+        run = await server.start()
+        await invited(devices)
+        driver = server.service.context.federation.driver
+        assert driver is not None
+        journal, carried = driver.files.journal(1), driver.traffic()
+        expected = Record(Kind.TRAFFIC, "", TRAFFIC.pack(carried.up, carried.down))
+        while expected not in records(journal):  # noqa: ASYNC110 - a file has no event
+            await asyncio.sleep(0.01)
+        killed = tmp_path / "killed"
+        await asyncio.to_thread(shutil.copytree, tmp_path, killed, ignore=shutil.ignore_patterns("killed"))
+    async with serving(killed) as server:
+        status = (await server.run(run)).round
+    assert status is not None and status.traffic == carried
+
+
+def records(journal: Path) -> list[Record]:
+    """Return what a journal holds."""
+    with journal.open("rb") as file:
+        return [record for record, _ in read_records(file)]
 
 
 async def test_people_are_not_counted(tmp_path: Path) -> None:
