@@ -15,6 +15,7 @@ import logging
 import math
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -34,7 +35,7 @@ from schemas.status import SplitStatus
 from server_app.body import Body
 from server_app.errors import JournalError, Refused, ServerError, WorkerDied, WorkerError
 from server_app.journal import Journal
-from server_app.split_journal import records_of, steps_in
+from server_app.split_journal import open_journal, records_of, steps_in, suspend
 
 log = logging.getLogger(__name__)
 
@@ -254,7 +255,8 @@ class BackHalf:
         self._inbox.put_nowait(gathering.Tick())
         async with self._busy:
             if self._journal is not None:
-                await asyncio.to_thread(self._journal.close)
+                end = partial(suspend, counts=self.counts) if is_suspended else Journal.close
+                await asyncio.to_thread(end, self._journal)
 
     async def ready(self) -> None:
         """Wait until everything in the journal was taken."""
@@ -288,7 +290,7 @@ class BackHalf:
         at_work = max(self.at_work(), len(sent))
         assert self._journal is not None
         try:
-            await asyncio.to_thread(self._journal.append, records_of(sent, at_work))
+            await asyncio.to_thread(self._journal.append, records_of(sent, at_work, self.counts))
         except (OSError, JournalError) as error:
             self._drop(devices, error)
             return
@@ -377,7 +379,7 @@ class BackHalf:
 
     async def _replay(self) -> None:
         if self._journal is None:
-            self._journal = await asyncio.to_thread(Journal.open, self.path, lambda record: None)
+            self._journal = await asyncio.to_thread(open_journal, self.path, self.counts)
         head, _ = await self.worker.ask(self.recipe.request, self.recipe.parts)
         self.values, self.width, self.turns = (int(head[name]) for name in ("values", "width", "turns"))
         now = self.counts

@@ -9,7 +9,7 @@ Layout, little-endian; the file starts with the 8 bytes ``MAGIC``, then one reco
     9       u8    length of the device's id
     10      ..    the device's id, then the body: a packed ``UpdateHeader``, a frame, the counts of a download
                   (``server_app.round_downloads``) or, of no device, those of sockets (``server_app.book``); in the
-                  journal of split steps (``server_app.back_half``) a batch, or what a step was taken with
+                  journal of split steps (``server_app.split_journal``) a batch, or what a step was taken with
 
 A record is durable, folded into the sums and indexed before the device hears of it. The journal is the truth, sums and
 ledger are caches: taking the records again in the file's order gives the same bits. A crash may leave the last record
@@ -51,6 +51,7 @@ class Kind(IntEnum):
     SPLIT_STEP = 5
     DOWNLOAD = 6
     TRAFFIC = 7
+    SPLIT_TOLD = 8
 
 
 @dataclass(frozen=True, slots=True)

@@ -10,6 +10,7 @@ from fedge.algorithms.base import LocalTerms
 from fedge.algorithms.front import FrontRun
 from fedge.algorithms.local import LocalSpec
 from fedge.protocol.ledger import Conflict
+from fedge.protocol.split_counts import ANSWER_HEAD
 from fedge.split import Options
 from fedge.split.exchange import Answer, Batch, Hello, Over, Refusal
 from fedge.split.shared import Shared
@@ -147,6 +148,31 @@ def test_an_aggregator_that_dies_goes_on_with_the_next_step_and_knows_the_last_a
             return await back.close()
 
     np.testing.assert_array_equal(asyncio.run(train()), calm(tmp_path / "calm"))
+
+
+def test_what_devices_were_told_beside_their_answers_is_counted_on(tmp_path):
+    async def train():
+        path, run = tmp_path / "journal", front(1)
+        async with running(path) as back:
+            await back.hello("a")
+            shared = await steps(back, run, "a", 3)
+            ended = back.status()
+            await back.abandon(is_suspended=True)
+        async with running(path) as back:
+            await back.ready()
+            assert back.status() == ended and ended.repeats == 3 and ended.shared > 0
+            hello = await back.hello("a")
+            told = back.status()
+            await steps(back, run, "a", 1, hello.shared or shared)
+        killed = tmp_path / "killed"
+        killed.write_bytes(path.read_bytes())
+        async with running(killed) as back:  # what was told before its last step is there
+            await back.ready()
+            return told, back.status()
+
+    told, after = asyncio.run(train())
+    assert (after.steps, after.repeats, after.shared) == (4, told.repeats, told.shared)
+    assert after.overhead.down - told.overhead.down == ANSWER_HEAD
 
 
 def test_a_torn_journal_and_batches_without_their_step_count_for_nothing(tmp_path):
