@@ -247,14 +247,21 @@ def prepare_reading() -> None:
 
 @dataclass(frozen=True, slots=True)
 class Parsed:
-    """A payload taken apart: everything but the codes."""
+    """A payload taken apart: everything but the codes. ``classes`` and ``sizes`` of the chunks, where it is grouped."""
 
-    order: Ints | None
+    classes: Ints | None
+    sizes: Ints
     factors: Factors | None
     blocks: Blocks  # but those of factors
     multiplier: Vector  # what decoded multiples are worth, one a block
     lanes: int
     start: int  # of the low bits
+
+    @property
+    def order(self) -> Ints | None:
+        """Which coordinate travels at which place, None if they travel as they are; larger than the payload may be, so
+        it is for payloads whose codes were read."""
+        return None if self.classes is None else grouping.order_of(self.classes, self.sizes)
 
 
 def parse(data: bytes, size: int) -> Parsed:
@@ -268,18 +275,19 @@ def parse(data: bytes, size: int) -> Parsed:
     version, flags, relative = _HEAD.unpack_from(data)
     if flags & ~(_GROUPED | 3) or flags & 3 >= len(_LANES) or (version == FACTORED_VERSION and not flags & _GROUPED):
         raise CodecError(f"expected flags of 1, 4 or 16 lanes, grouped or not, got {flags:#x}")
-    order, cut, factors, start = None, grouping.cut([size]), None, _HEAD.size
+    classes, sizes, cut, factors, start = None, np.array([size]), grouping.cut([size]), None, _HEAD.size
     if flags & _GROUPED:
         chunks, classes, start = _read_classes(data, size)
         sizes = chunks.sizes(size)
-        order, cut = grouping.order_of(classes, sizes), grouping.cut(grouping.runs_of(classes, sizes))
+        cut = grouping.cut(grouping.runs_of(classes, sizes))
         if version == FACTORED_VERSION:
             factors, start = read_factors(data, start, shape_of(chunks, size), classes)
     count = cut.sizes.size
     top, coarse, fine = block_scales.read(data, count, start)
     blocks = _blocks(cut, top, coarse, relative, factors)
     multiplier = block_scales.multipliers(blocks.sigma, blocks.steps, cut.sizes, fine)
-    return Parsed(order, factors, blocks, multiplier, _LANES[flags & 3], start + block_scales.size_bytes(count))
+    start += block_scales.size_bytes(count)
+    return Parsed(classes, sizes, factors, blocks, multiplier, _LANES[flags & 3], start)
 
 
 def _read_classes(data: bytes, size: int) -> tuple[Chunks, Ints, int]:
@@ -309,9 +317,9 @@ def read(data: bytes, size: int, seed: int, received: Mask | None) -> Vector:
     all_of_it = np.zeros(ahead + size, np.float32)
     decode_blocks(data[parsed.start :], blocks, multiplier, seed, parsed.lanes, received, all_of_it, None)
     x = all_of_it[ahead:]
-    if parsed.order is not None:
+    if (order := parsed.order) is not None:
         x = np.empty_like(x)
-        x[parsed.order] = all_of_it[ahead:]
+        x[order] = all_of_it[ahead:]
     if factors:
         there = factors.form.shape.where
         x[there] = np.clip(x[there].astype(np.float64) + factors.product(all_of_it[:ahead]), -LARGEST, LARGEST)
@@ -323,7 +331,7 @@ def add(data: bytes, size: int, seed: int, received: Mask | None, weight: float,
     if size < SMALLEST_ROTATED:
         return add_weighted(weight, _read_raw(data, size, received), out)
     parsed = parse(data, size)
-    if parsed.order is not None or parsed.factors:
+    if parsed.classes is not None or parsed.factors:
         return add_weighted(weight, read(data, size, seed, received), out)
     codes = data[parsed.start :]
     return decode_blocks(codes, parsed.blocks, parsed.multiplier, seed, parsed.lanes, received, out, weight)

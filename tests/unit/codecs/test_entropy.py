@@ -1,5 +1,7 @@
 """Entropy-coded EDEN: error, rate, fairness, and payloads that are none. Statistics as in test_eden_statistics.py."""
 
+import tracemalloc
+
 import numpy as np
 import pytest
 
@@ -195,6 +197,20 @@ def test_a_payload_that_was_damaged_is_refused(change, message):
         data[at : at + len(value) or None] = value
     with pytest.raises(CodecError, match=message):
         Eden(1.0).decode(bytes(data), 5000, 1)
+
+
+@pytest.mark.skipif(not native_available(), reason="the twin keeps what it has decoded as it goes")
+def test_a_payload_of_zeros_with_garbage_behind_it_is_refused_before_its_coordinates_are_sorted():
+    size = 1 << 20
+    head = bytes([2, 4, 0, 0]) + bytes([128, 0, 0, 0])  # grouped; chunks of 128, all of them of one class
+    data = head + bytes(size // 128 // 8) + bytes(4 + 2 * size // 4096) + bytes(2048)
+    tracemalloc.start()
+    try:
+        with pytest.raises(CodecError, match="end where the payload does"):
+            Eden(7.0, "entropy").decode(data, size, 0)
+        assert tracemalloc.get_traced_memory()[1] < 4.5 * size
+    finally:
+        tracemalloc.stop()
 
 
 @pytest.mark.parametrize("cut", [1, 2, 3, 4, 7, 30, 500])
