@@ -296,6 +296,9 @@ def open_book(book: Book, path: Path) -> None:
     report, book.report = book.report, lambda event: None
     journal = Journal.open(path, book.replay)
     book.report = report
+    # What was carried is on record once a minute, frames at once: sockets carried these at least.
+    frames, carried = book.frame_bytes.snapshot(), book.carried
+    book.carried = Traffic(up=max(carried.up, frames.up), down=max(carried.down, frames.down))
     book.commit = book.downloaded.commit = GroupCommit(journal)
 
 

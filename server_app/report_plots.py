@@ -62,8 +62,12 @@ def _accuracy_over_bytes(axes: Axes, rounds: Sequence[RoundStatus]) -> None:
     axes.set_xlabel("MB up and down, all devices together (log scale)")
     _percent_axis(axes, [y for _, y in tested])
     if tested:
+        from matplotlib.ticker import LogLocator, NullFormatter
+
         axes.set_xscale("log")
+        axes.xaxis.set_major_locator(LogLocator(subs=(1.0, 2.0, 5.0)))
         axes.xaxis.set_major_formatter(lambda value, _: f"{value:g}")
+        axes.xaxis.set_minor_formatter(NullFormatter())
         axes.legend(loc="lower right")
     if tested and sent[-1] and bare[-1]:
         axes.set_title(f"{bare[-1] / sent[-1]:.1f} times fewer bytes", loc="right", fontsize=9, color=SENT)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from datetime import datetime
+from itertools import count
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -18,6 +19,21 @@ if TYPE_CHECKING:
 def default_dir(name: str) -> Path:
     """Return where a report goes unless told otherwise."""
     return Path("reports") / f"{name}-{datetime.now().astimezone():%Y%m%d-%H%M%S}"
+
+
+def new_dir(name: str) -> Path:
+    """Make and return the folder a report goes to unless told otherwise, one that nobody else was given."""
+    first = default_dir(name)
+    for k in count(1):
+        folder = first if k == 1 else first.with_name(f"{first.name}-{k}")
+        try:
+            folder.mkdir(parents=True)
+        except FileExistsError:
+            continue
+        except OSError as error:
+            raise Failure(f"could not make {folder}: {error.strerror or error}", Exit.BROKEN) from error
+        return folder
+    raise AssertionError
 
 
 def check_unused(folder: Path) -> None:

@@ -11,7 +11,7 @@ from schemas.status import RunPhase, RunStatus, RunSummary
 from server_app.cli.connection import Connection, ask, connected, echo_json, json_option
 from server_app.cli.exits import Exit, Failure
 from server_app.cli.plans import read_plan
-from server_app.cli.reports import check_unused, default_dir, finish
+from server_app.cli.reports import check_unused, finish, new_dir
 from server_app.client import Client, Unreachable
 
 
@@ -121,13 +121,16 @@ def export(connection: Connection, run: str, file: Path) -> None:
 @click.option("--json", "as_json", is_flag=True, help="End with one line of JSON instead of a table.")
 @connected
 def report(connection: Connection, run: str, out: Path | None, as_json: bool) -> None:
-    """Write a report of a run, over or not, as the aggregator tells it."""
+    """Write a report of a run, over or not, as the aggregator tells it.
+
+    A page with plots, the rounds, the plan, the totals and the published model; a viewer's token is enough.
+    """
     from server_app import run_report
 
     if out is not None:
         check_unused(out)
     result, model = ask(connection, lambda client: run_report.ask(client, run, time.time))
-    folder = out or default_dir(result.run.run)
+    folder = out or new_dir(result.run.run)
     check_unused(folder)
     try:
         finish(result, model, folder, as_json)

@@ -93,6 +93,7 @@ async def test_what_devices_have_downloaded_is_counted_whatever_ends_the_aggrega
         assert counted(after) == counted(before)
         assert after.bytes_down == received and after.frame_bytes.down == sum(received.values())
         assert after.float32_bytes.down == 4 * 4 * LAYOUT.size
+        assert after.traffic.down >= after.frame_bytes.down
         await download(1, *aggregator.devices)
         assert (await aggregator.round()).bytes_down == received
         for device, one in zip(aggregator.devices, asked, strict=True):

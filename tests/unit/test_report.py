@@ -11,6 +11,7 @@ from safetensors.numpy import load_file, save
 from schemas.plan import Aggregation, Plan, plan_from_toml
 from schemas.specs import FedProx
 from schemas.status import RoundPhase, RoundStatus, RunPhase, RunStatus, RunSummary, SplitStatus, Traffic
+from server_app.cli.reports import new_dir
 from server_app.report import Note, Result, plan_toml, rows, summary, write
 from server_app.report_plots import draw, spent
 
@@ -245,3 +246,11 @@ def test_a_run_that_goes_on_says_so_and_what_it_waits_for(tmp_path: Path) -> Non
 def test_a_split_plan_as_toml_reads_back_the_same() -> None:
     plan = Plan.model_validate({"task": "a:b", "rounds": 2, "split": {"subvectors": 12, "gradient_bits": 0.5}})
     assert plan_from_toml(plan_toml(plan)) == plan
+
+
+def test_reports_asked_for_in_the_same_second_get_folders_of_their_own(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr("server_app.cli.reports.default_dir", lambda name: Path("reports") / name)
+    folders = [new_dir("wisdm-1") for _ in range(3)]
+    assert [folder.name for folder in folders] == ["wisdm-1", "wisdm-1-2", "wisdm-1-3"]
+    assert all(folder.is_dir() for folder in folders)
