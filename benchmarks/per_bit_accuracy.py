@@ -51,8 +51,8 @@ def grid(seed_count: int) -> Iterator[Case]:
         for s, bits, (n, o) in product(every, rates, places):
             yield Case(n, o, "eden", False, bits, s)
             yield from (Case(n, o, method, True, bits, s) for method in FIRST)
-    for with_feedback, methods in ((False, WITHOUT), (True, OTHERS)):
-        for s, bits, (n, o) in product(every, (1.0, 0.1), places):
+    for with_feedback, methods, rates in ((False, WITHOUT, (1.0, 0.1, 0.3, 2.0)), (True, OTHERS, (1.0, 0.1))):
+        for s, bits, (n, o) in product(every, rates, places):
             yield from (Case(n, o, method, with_feedback, bits, s) for method in methods)
 
 
