@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 from datetime import datetime
-from itertools import count
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -23,17 +22,18 @@ def default_dir(name: str) -> Path:
 
 def new_dir(name: str) -> Path:
     """Make and return the folder a report goes to unless told otherwise, one that nobody else was given."""
-    first = default_dir(name)
-    for k in count(1):
-        folder = first if k == 1 else first.with_name(f"{first.name}-{k}")
+    folder, number = default_dir(name), 1
+    first = folder.name
+    while True:
         try:
             folder.mkdir(parents=True)
         except FileExistsError:
-            continue
+            number += 1
+            folder = folder.with_name(f"{first}-{number}")
         except OSError as error:
             raise Failure(f"could not make {folder}: {error.strerror or error}", Exit.BROKEN) from error
-        return folder
-    raise AssertionError
+        else:
+            return folder
 
 
 def check_unused(folder: Path) -> None:
