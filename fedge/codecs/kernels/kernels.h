@@ -2,10 +2,11 @@
  *
  *     Floats, Ints        vectors of W numbers of 32 bits
  *     difference          a - b, which a butterfly takes at FUSED_DISTANCES: a sum of 1, 2, 4, 8
- *     transpose           of a W × W tile in W vectors
+ *     transpose           of a W × W tile in W vectors, but for what exchange_halves does: with vectors n and n + W/2
  *     larger              of two Ints, one by one
  *     count_above         count + 1 where a > b
- *     magnitude_below     the smaller of |x| and a limit; `positive` if x is known to be
+ *     smaller             the smaller of x and a limit
+ *     complement          k, or ~k where x is negative
  *     multiply_add        x·factor + term, rounded once or twice
  *     Table, look_up      table[index], of 16 entries; look_up_8 takes the index modulo 8, look_up_4 too
  *                         from a table that repeats every 4, look_up_high one from 8 on
@@ -43,6 +44,8 @@ INLINE Ints load_ints(const void *from) {
 }
 
 INLINE void store(float *to, Floats x) { memcpy(to, &x, sizeof x); }
+
+INLINE void store_ints(void *to, Ints x) { memcpy(to, &x, sizeof x); }
 
 INLINE Floats all(float value) { return value - (Floats){0}; }
 

@@ -6,6 +6,9 @@
  *     turn_tiles    the first stages of C inside tiles of W × W, then every tile is transposed where it is; turn_codes
  *     mix           the later stages of C, then all of the second C
  *
+ * The last part of transposing, the exchange of halves of vectors, is left to the pass that needs it, which has more of
+ * the units that shuffle to spare.
+ *
  * The tiles themselves are not exchanged: after one H' the block is `turned`, its entry (W·P + q, W·S + l) lying where
  * (W·S + q, W·P + l) belongs. A second H' turns it back. So a rotation begins and ends in natural order, and no pass
  * moves numbers for the sake of moving them.
@@ -40,29 +43,34 @@ INLINE void make_lanes(uint32_t *lanes, uint64_t base, uint64_t set) {
 /* The next bit of every lane comes first: an addition, because shifts have fewer units. */
 INLINE Ints twice(Ints lanes) { return (Ints)((Unsigned)lanes + (Unsigned)lanes); }
 
-/* A tile in registers: stages 1, .., W/2, then transposed. */
+/* A tile in registers: stages 1, .., W/2, then transposed but for halves. */
 INLINE void turn(Floats *x) {
     hadamard_of_vectors(x, W);
     transpose(x);
 }
 
-/* Multiply by `factor`, negate by the signs in `lanes` if there are any, and turn each tile. Bit j of a lane belongs to
- * rows 2j and 2j + 1. Tiles are taken so that signs stay where they are from one to the next: the last row first, its
- * bits are the highest. */
-INLINE void turn_tiles(const float *from, float *to, const uint32_t *lanes, float factor, int turned, Ahead *ahead) {
+/* Multiply by `factor`, negate by the signs in `lanes` if there are any, which uses them up, and turn each tile. Bit j
+ * of a lane belongs to rows 2j and 2j + 1: the last row comes first, its bits are the highest. Tiles are taken so that
+ * signs stay in registers from one to the next. But where a tile is half a line wide, `from` is read by rows of tiles:
+ * a column of them would take all ways of a quarter of the first cache's sets, and every line twice. */
+INLINE void turn_tiles(const float *from, float *to, uint32_t *lanes, float factor, int turned, Ahead *ahead) {
+    int by_rows = !turned && 2 * W * (int)sizeof(float) == LINE;
     for (int outer = 0; outer < SIDE; outer += W) {
         Ints even = {0}, odd = {0};
-        if (lanes) even = load_ints(lanes + outer), odd = load_ints(lanes + SIDE + outer);
+        if (lanes && !by_rows) even = load_ints(lanes + outer), odd = load_ints(lanes + SIDE + outer);
         for (int inner = SIDE - W; inner >= 0; inner -= W) {
-            int corner = turned ? outer * SIDE + inner : inner * SIDE + outer;
+            int row = turned ? outer : by_rows ? SIDE - W - outer : inner, column = turned || by_rows ? inner : outer;
+            int corner = row * SIDE + column;
             Floats x[W];
             ask(ahead, W * W / 32);
+            if (lanes && by_rows) even = load_ints(lanes + inner), odd = load_ints(lanes + SIDE + inner);
             UNROLL for (int i = W - 2; i >= 0; i -= 2) {
                 x[i] = load(from + corner + i * SIDE) * factor, x[i + 1] = load(from + corner + (i + 1) * SIDE) * factor;
                 if (!lanes) continue;
                 x[i] = negate(x[i], even), x[i + 1] = negate(x[i + 1], odd);
                 even = twice(even), odd = twice(odd);
             }
+            if (lanes && by_rows) store_ints(lanes + inner, even), store_ints(lanes + SIDE + inner, odd);
             turn(x);
             UNROLL for (int i = 0; i < W; i++) store(to + corner + i * SIDE, x[i]);
         }
@@ -89,6 +97,7 @@ INLINE void turn_codes(const uint8_t *from, int bits, Table levels, float *to, A
                     x[i] = bits < 4 ? look_up_4(levels, codes) : look_up(levels, codes);
                 }
                 turn(x);
+                exchange_halves(x);
                 UNROLL for (int l = 0; l < W; l++) store(corner + 4 * l % W * SIDE + 4 * l / W * W, x[l]);
             }
 }
@@ -99,26 +108,27 @@ INLINE int place(int n, int turned) {
     return (turned ? high + last * SIDE : high * SIDE + last) * W + low * SIDE;
 }
 
-/* Stages distance, .., distance·radix/2. */
-INLINE void mix(float *x, int distance, int radix, int turned) {
+/* Stages distance, .., distance·radix/2, of tiles whose halves are exchanged first if they are `halved`. */
+INLINE void mix(float *x, int distance, int radix, int turned, int halved) {
     for (int group = 0; group < VECTORS; group += distance * radix)
         for (int n = group; n < group + distance; n++) {
             Floats y[16];
             float *at = x + place(n, turned);
             UNROLL for (int k = 0; k < radix; k++) y[k] = load(at + place(k * distance, turned));
+            if (halved) exchange_halves(y);
             hadamard_of_vectors(y, radix);
             UNROLL for (int k = 0; k < radix; k++) store(at + place(k * distance, turned), y[k]);
         }
 }
 
-/* All stages that turn_tiles leaves. */
-INLINE void mix_all(float *to, int turned) {
+/* All stages that turn_tiles leaves, or turn_codes, which leaves no tile halved. */
+INLINE void mix_all(float *to, int turned, int halved) {
     if (W == 16) {
-        mix(to, 1, 16, turned), mix(to, 16, 16, turned);
+        mix(to, 1, 16, turned, 0), mix(to, 16, 16, turned, 0);
     } else if (W == 8) {
-        mix(to, 1, 8, turned), mix(to, 8, 8, turned), mix(to, 64, 8, turned);
+        mix(to, 1, 8, turned, 0), mix(to, 8, 8, turned, halved), mix(to, 64, 8, turned, 0);
     } else {
-        mix(to, 1, 16, turned), mix(to, 16, 8, turned), mix(to, 128, 8, turned);
+        mix(to, 1, 16, turned, 0), mix(to, 16, 8, turned, 0), mix(to, 128, 8, turned, 0);
     }
 }
 
@@ -127,10 +137,10 @@ PHASE void rotate(const float *x, float *y, float factor, uint64_t base, uint64_
     uint32_t lanes[2 * WORDS_PER_SET] __attribute__((aligned(LINE)));
     make_lanes(lanes, base, SETS_PER_BLOCK * block);
     turn_tiles(x, y, lanes, factor, 0, ahead);
-    mix_all(y, 0);
+    mix_all(y, 0, 1);
     make_lanes(lanes, base, SETS_PER_BLOCK * block + 1);
     turn_tiles(y, y, lanes, 1.0f, 1, ahead);
-    mix_all(y, 1);
+    mix_all(y, 1, 1);
 }
 
 /* rotation.py's unrotate but for the last signs, from codes (see turn_codes) or, without, from x itself. Asks for 256 lines, or at W = 4 for none. */
@@ -145,8 +155,8 @@ PHASE void unrotate(const uint8_t *codes, int width, const float *levels, float 
         turn_codes(codes, 2, load_table(levels), x, ahead);
     else
         turn_codes(codes, 4, load_table(levels), x, ahead);
-    mix_all(x, 0);
+    mix_all(x, 0, !codes);
     make_lanes(lanes, base, SETS_PER_BLOCK * block + 1);
     turn_tiles(x, x, lanes, 1.0f, 1, ahead);
-    mix_all(x, 1);
+    mix_all(x, 1, 1);
 }

@@ -11,10 +11,12 @@ typedef int32_t Ints __attribute__((vector_size(32)));
 
 INLINE Ints count_above(Ints count, Floats a, Floats b) { return count - (Ints)(a > b); }
 
-/* The smaller of |x| and `limit`. */
-INLINE Floats magnitude_below(Floats x, float limit, int positive) {
-    Floats magnitude = positive ? x : (Floats)((Ints)x & INT32_MAX);
-    return (Floats)_mm256_min_ps((__m256)magnitude, _mm256_set1_ps(limit));
+INLINE Floats smaller(Floats x, float limit) { return (Floats)_mm256_min_ps((__m256)x, _mm256_set1_ps(limit)); }
+
+/* By one operation instead of two. */
+INLINE Ints complement(int32_t k, Floats x) {
+    __m256i kept = _mm256_set1_epi32(k), flipped = _mm256_set1_epi32(~k);
+    return (Ints)_mm256_blendv_ps(_mm256_castsi256_ps(kept), _mm256_castsi256_ps(flipped), (__m256)x);
 }
 
 INLINE Floats multiply_add(Floats x, float factor, float term) {
@@ -34,7 +36,7 @@ INLINE Floats difference(Floats a, Floats b) {
 INLINE Ints larger(Ints a, Ints b) { return (Ints)_mm256_max_epi32((__m256i)a, (__m256i)b); }
 
 INLINE void transpose(Floats *x) {
-    __m256 r[8], t[8];
+    __m256 t[8];
     UNROLL for (int i = 0; i < 8; i += 2) {
         t[i] = _mm256_unpacklo_ps((__m256)x[i], (__m256)x[i + 1]);
         t[i + 1] = _mm256_unpackhi_ps((__m256)x[i], (__m256)x[i + 1]);
@@ -42,12 +44,16 @@ INLINE void transpose(Floats *x) {
     UNROLL for (int i = 0; i < 8; i += 4)
         UNROLL for (int j = 0; j < 2; j++) {
             __m256d a = _mm256_castps_pd(t[i + j]), b = _mm256_castps_pd(t[i + j + 2]);
-            r[i + 2 * j] = _mm256_castpd_ps(_mm256_unpacklo_pd(a, b));
-            r[i + 2 * j + 1] = _mm256_castpd_ps(_mm256_unpackhi_pd(a, b));
+            x[i + 2 * j] = (Floats)_mm256_unpacklo_pd(a, b);
+            x[i + 2 * j + 1] = (Floats)_mm256_unpackhi_pd(a, b);
         }
+}
+
+INLINE void exchange_halves(Floats *x) {
     UNROLL for (int c = 0; c < 4; c++) {
-        x[c] = (Floats)_mm256_permute2f128_ps(r[c], r[4 + c], 0x20);
-        x[4 + c] = (Floats)_mm256_permute2f128_ps(r[c], r[4 + c], 0x31);
+        __m256 a = (__m256)x[c], b = (__m256)x[4 + c];
+        x[c] = (Floats)_mm256_permute2f128_ps(a, b, 0x20);
+        x[4 + c] = (Floats)_mm256_permute2f128_ps(a, b, 0x31);
     }
 }
 

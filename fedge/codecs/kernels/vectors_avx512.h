@@ -18,11 +18,9 @@ INLINE Ints count_above(Ints count, Floats a, Floats b) {
     return (Ints)_mm512_mask_add_epi32((__m512i)count, above, (__m512i)count, _mm512_set1_epi32(1));
 }
 
-/* The smaller of |x| and `limit`, in one instruction whether x is known to be positive or not. */
-INLINE Floats magnitude_below(Floats x, float limit, int positive) {
-    (void)positive;
-    return (Floats)_mm512_range_ps((__m512)x, _mm512_set1_ps(limit), 0x0a);
-}
+INLINE Floats smaller(Floats x, float limit) { return (Floats)_mm512_min_ps((__m512)x, _mm512_set1_ps(limit)); }
+
+INLINE Ints complement(int32_t k, Floats x) { return (Ints)x >> 31 ^ k; }
 
 INLINE Floats multiply_add(Floats x, float factor, float term) {
     return (Floats)_mm512_fmadd_ps((__m512)x, _mm512_set1_ps(factor), _mm512_set1_ps(term));
@@ -59,6 +57,8 @@ INLINE void transpose(Floats *x) {
         x[4 + c] = (Floats)_mm512_shuffle_f32x4(d, e, 0x88), x[12 + c] = (Floats)_mm512_shuffle_f32x4(d, e, 0xdd);
     }
 }
+
+INLINE void exchange_halves(Floats *x) { (void)x; }
 
 /* table[index] for tables of 16. */
 typedef struct {

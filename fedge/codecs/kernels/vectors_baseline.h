@@ -19,12 +19,13 @@ typedef int32_t Ints __attribute__((vector_size(16)));
 
 INLINE Ints count_above(Ints count, Floats a, Floats b) { return count - (Ints)(a > b); }
 
-/* The smaller of |x| and `limit`. */
-INLINE Floats magnitude_below(Floats x, float limit, int positive) {
-    Floats magnitude = positive ? x : (Floats)((Ints)x & INT32_MAX), most = limit - (Floats){0};
-    Ints less = (Ints)(magnitude < most);
-    return (Floats)(((Ints)magnitude & less) | ((Ints)most & ~less));
+INLINE Floats smaller(Floats x, float limit) {
+    Floats most = limit - (Floats){0};
+    Ints less = (Ints)(x < most);
+    return (Floats)(((Ints)x & less) | ((Ints)most & ~less));
 }
+
+INLINE Ints complement(int32_t k, Floats x) { return (Ints)x >> 31 ^ k; }
 
 INLINE Floats multiply_add(Floats x, float factor, float term) { return x * factor + term; }
 
@@ -43,6 +44,8 @@ INLINE void transpose(Floats *x) {
     x[0] = SHUFFLE(ab, cd, 0, 1, 4, 5), x[1] = SHUFFLE(ab, cd, 2, 3, 6, 7);
     x[2] = SHUFFLE(AB, CD, 0, 1, 4, 5), x[3] = SHUFFLE(AB, CD, 2, 3, 6, 7);
 }
+
+INLINE void exchange_halves(Floats *x) { (void)x; }
 
 /* table[index] for tables of 16. */
 typedef struct {
