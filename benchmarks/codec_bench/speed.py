@@ -1,8 +1,9 @@
-"""Time over size: encoding and decoding one vector, beside a memcpy of it and beside EDEN in plain torch.
+"""Time over size: encoding and decoding one vector, beside a memcpy of it and beside EDEN in plain torch, as quick as
+it gets and as it was published.
 
 Everything of a line is repeated in turn, so that a busy machine disturbs all of it alike. Processor time of one thread;
 the least of the repetitions, and the median too. The NumPy twin needs a process in which the extension is turned off,
-with a memcpy and a yardstick of its own: this module's command line.
+with a memcpy and yardsticks of its own: this module's command line.
 """
 
 from __future__ import annotations
@@ -24,7 +25,7 @@ import numpy as np
 import torch
 
 from benchmarks.codec_bench.configurations import CONFIGURATIONS
-from benchmarks.codec_bench.torch_eden import TorchEden
+from benchmarks.codec_bench.torch_eden import TorchEden, hadamard_, published_hadamard_
 from fedge.codecs import Codec, Identity, Vector, native_available
 from fedge.codecs.native import kernels
 
@@ -33,6 +34,7 @@ BITS = [0.5, 1.0, 2.0, 4.0, 8.0]
 # A vector of 2^24 takes seconds in NumPy and in torch, and tells nothing that 2^20 did not.
 LARGEST_SLOW = 1 << 20
 ROOT = Path(__file__).parents[2]
+YARDSTICKS = {"torch": hadamard_, "published": published_hadamard_}
 NAMES = ("encode", "decode", "acc32", "acc64")
 SETTLED_BYTES = (32 << 20) - 65_536
 LEAST_REPETITIONS, BESIDE_TORCH = 3, 5
@@ -41,7 +43,7 @@ LEAST_REPETITIONS, BESIDE_TORCH = 3, 5
 @dataclass(frozen=True)
 class Times:
     """Nanoseconds per coordinate, which is milliseconds per million. ``acc32`` and ``acc64`` decode and add into a
-    float32 and a float64 sum."""
+    float32 and a float64 sum. ``torch_..`` and ``published_..`` are those of the two yardsticks."""
 
     copy: float
     encode: float
@@ -50,15 +52,17 @@ class Times:
     acc64: float
     torch_encode: float | None = None
     torch_decode: float | None = None
+    published_encode: float | None = None
+    published_decode: float | None = None
 
     def over_copy(self, name: str) -> float:
         """How many times a memcpy ``name`` takes."""
         return float(getattr(self, name)) / self.copy
 
-    def over_torch(self, name: str) -> float | None:
-        """How many times longer than ``name`` the yardstick takes, where it was measured."""
-        yardstick = getattr(self, f"torch_{name}")
-        return None if yardstick is None else yardstick / float(getattr(self, name))
+    def over(self, yardstick: str, name: str) -> float | None:
+        """How many times longer than ``name`` one of ``YARDSTICKS`` takes, where it was measured."""
+        time = getattr(self, f"{yardstick}_{name}")
+        return None if time is None else time / float(getattr(self, name))
 
 
 @dataclass(frozen=True)
@@ -78,7 +82,9 @@ class Row:
         ratios: dict[str, dict[str, float | None]] = {}
         for kind, times in (("least", self.least), ("median", self.median)):
             ratios[f"{kind}_over_copy"] = {name: times.over_copy(name) for name in NAMES}
-            ratios[f"{kind}_torch_over"] = {name: times.over_torch(name) for name in ("encode", "decode")}
+            for yardstick in YARDSTICKS:
+                over = {name: times.over(yardstick, name) for name in ("encode", "decode")}
+                ratios[f"{kind}_{yardstick}_over"] = over
         return {**asdict(self), **ratios}
 
     @classmethod
@@ -102,6 +108,15 @@ def seconds(action: Callable[[], object]) -> float:
     return time.thread_time() - begin
 
 
+def beside(name: str, eden: TorchEden, x: torch.Tensor) -> dict[str, Callable[[int], object]]:
+    """Return what is measured of the yardstick ``name``."""
+    encoded = eden.encode(x, 0)
+    return {
+        f"{name}_encode": lambda seed: eden.encode(x, seed),
+        f"{name}_decode": lambda seed: eden.decode(encoded, len(x), 0),
+    }
+
+
 def measure(label: str, codec: Codec, x: Vector, implementation: str, budget_seconds: float) -> Row:
     """Measure one codec on one vector for about ``budget_seconds``, at least three times."""
     size, out, sum32, sum64 = x.size, np.empty_like(x), np.zeros_like(x), np.zeros(x.size)
@@ -113,19 +128,17 @@ def measure(label: str, codec: Codec, x: Vector, implementation: str, budget_sec
         "acc32": lambda seed: codec.accumulate(data, size, 0, 1.0, sum32),
         "acc64": lambda seed: codec.accumulate(data, size, 0, 1.0, sum64),
     }
-    yardstick: dict[str, Callable[[int], object]] = {}
+    slow: dict[str, Callable[[int], object]] = {}
     if size <= LARGEST_SLOW and codec.bits in range(1, 9):
-        in_torch, tensor = TorchEden(int(codec.bits)), torch.from_numpy(x)
-        encoded = in_torch.encode(tensor, 0)
-        yardstick["torch_encode"] = lambda seed: in_torch.encode(tensor, seed)
-        yardstick["torch_decode"] = lambda seed: in_torch.decode(encoded, size, 0)
-    times: dict[str, list[float]] = {name: [] for name in (*actions, *yardstick)}
+        for name, hadamard in YARDSTICKS.items():
+            slow |= beside(name, TorchEden(int(codec.bits), hadamard), torch.from_numpy(x))
+    times: dict[str, list[float]] = {name: [] for name in (*actions, *slow)}
     end, seed = time.perf_counter() + budget_seconds, 0
     while seed < LEAST_REPETITIONS or time.perf_counter() < end:
-        for _ in range(BESIDE_TORCH if yardstick else 1):  # torch alone would leave too few repetitions
+        for _ in range(BESIDE_TORCH if slow else 1):  # torch alone would leave too few repetitions
             for name, action in actions.items():
                 times[name].append(seconds(partial(action, seed)))
-        for name, action in yardstick.items():
+        for name, action in slow.items():
             times[name].append(seconds(partial(action, seed)))
         seed += 1
     ns = 1e9 / size
@@ -136,7 +149,8 @@ def measure(label: str, codec: Codec, x: Vector, implementation: str, budget_sec
 
 HEADER = (
     f"{'made by':9} {'codec':13} {'bits':>5} {'size':>10} {'copy':>6}"
-    f" {'encode':>8} {'/copy':>7} {'torch/':>7} {'decode':>8} {'/copy':>7} {'torch/':>7}"
+    f" {'encode':>8} {'/copy':>7} {'torch/':>7} {'published/':>10}"
+    f" {'decode':>8} {'/copy':>7} {'torch/':>7} {'published/':>10}"
     f" {'acc32':>7} {'/copy':>7} {'acc64':>7} {'/copy':>7}"
 )
 
@@ -146,9 +160,10 @@ def show(row: Row) -> str:
     least = row.least
     cells = [f"{row.implementation:9} {row.codec:13} {row.bits:5g} {row.size:>10,} {least.copy:6.2f}"]
     for name in ("encode", "decode"):
-        beside = least.over_torch(name)
-        torch_cell = f"{'':7}" if beside is None else f"{beside:6.1f}x"
-        cells.append(f"{getattr(least, name):8.2f} {least.over_copy(name):6.1f}x {torch_cell}")
+        cells.append(f"{getattr(least, name):8.2f} {least.over_copy(name):6.1f}x")
+        for yardstick, width in (("torch", 7), ("published", 10)):
+            over = least.over(yardstick, name)
+            cells.append(f"{'' if over is None else f'{over:.1f}x':>{width}}")
     cells += [f"{getattr(least, name):7.2f} {least.over_copy(name):6.1f}x" for name in ("acc32", "acc64")]
     return " ".join(cells)
 

@@ -12,7 +12,7 @@ import torch
 from benchmarks import codecs
 from benchmarks.codec_bench import error, inputs, theory
 from benchmarks.codec_bench.configurations import CONFIGURATIONS
-from benchmarks.codec_bench.torch_eden import TorchEden, hadamard_
+from benchmarks.codec_bench.torch_eden import TorchEden, Transform, hadamard_, published_hadamard_
 from fedge.codecs.native import kernels
 from fedge.layout import Kind, Layout, TensorSpec
 
@@ -23,10 +23,13 @@ def relative_error(x_hat: torch.Tensor, x: torch.Tensor) -> float:
     return float(((x_hat - x).double() ** 2).sum() / (x.double() ** 2).sum())
 
 
+@pytest.mark.parametrize("hadamard", [hadamard_, published_hadamard_])
 @pytest.mark.parametrize(("bits", "expected"), [(1, math.pi / 2 - 1), (2, 0.133121), (4, 0.00959214)])
-def test_the_yardstick_has_the_error_of_eden_on_whole_vectors(bits: int, expected: float) -> None:
+def test_either_yardstick_has_the_error_of_eden_on_whole_vectors(
+    bits: int, expected: float, hadamard: Transform
+) -> None:
     x = torch.from_numpy(np.random.default_rng(1).lognormal(size=1 << 16).astype(np.float32))
-    eden = TorchEden(bits)
+    eden = TorchEden(bits, hadamard)
     errors = [relative_error(eden.decode(eden.encode(x, seed), len(x), seed), x) for seed in range(8)]
     assert np.mean(errors) == pytest.approx(expected, rel=0.02)
     assert theory.whole_vector_eden(bits) == pytest.approx(expected, rel=1e-4)
@@ -41,12 +44,13 @@ def test_the_yardstick_pads_the_whole_vector_to_a_power_of_two_and_is_unbiased()
     assert relative_error(mean, x) < 0.571 / 400
 
 
-def test_the_hadamard_transform_of_the_yardstick_is_the_matrix_product() -> None:
+@pytest.mark.parametrize("hadamard", [hadamard_, published_hadamard_])
+def test_the_hadamard_transform_of_either_yardstick_is_the_matrix_product(hadamard: Transform) -> None:
     matrix = torch.ones(1, 1)
     for _ in range(4):
         matrix = torch.cat([torch.cat([matrix, matrix], 1), torch.cat([matrix, -matrix], 1)])
     x = torch.randn(16, generator=torch.Generator().manual_seed(0))
-    torch.testing.assert_close(hadamard_(x.clone()), matrix @ x / 4)
+    torch.testing.assert_close(hadamard(x.clone()), matrix @ x / 4)
 
 
 def test_theory_joins_at_whole_bits_and_stays_above_the_floor() -> None:
@@ -121,6 +125,7 @@ def test_the_benchmark_writes_tables_figures_and_three_plots(
     monkeypatch.setattr(sys, "argv", [*command, "--updates", str(tmp_path), "--out", str(out)])
     codecs.main()
     told = capsys.readouterr().out
+    assert told.count("torch/") == told.count("published/") == 2
     assert "toy, round 7" in told and "Student t" in told and str(out) in told
     assert told.count(f"\n{best} ") >= 2 * (1 + 2 * len(CONFIGURATIONS))
     for name in ("error_over_bits", "time_over_size", "gain_on_real_updates"):
@@ -128,8 +133,8 @@ def test_the_benchmark_writes_tables_figures_and_three_plots(
     report = json.loads((out / "codecs.json").read_text())
     assert {row["implementation"] for row in report["time"]} == {best, "numpy"}
     for row in report["time"]:
-        timed = row["least_torch_over"]
-        assert (timed["encode"] is not None) == (row["bits"] == 1.0)
+        for timed in (row["least_torch_over"], row["least_published_over"]):
+            assert (timed["encode"] is not None) == (row["bits"] == 1.0)
         assert all(ratio > 0 for ratio in row["least_over_copy"].values())
     assert len(report["error"]) == (4 + 1) * 2 * len(CONFIGURATIONS)
     for point in report["error"]:
