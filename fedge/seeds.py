@@ -33,11 +33,16 @@ def derive(*parts: int | str) -> int:
 
 def words(seed: int, count: int) -> npt.NDArray[np.uint64]:
     """Return words 0 .. ``count`` - 1 of the stream named by ``seed``, uint64 ``[count]``."""
+    z = np.arange(1, count + 1, dtype=np.uint64)
     with np.errstate(over="ignore"):
-        z = np.arange(1, count + 1, dtype=np.uint64) * np.uint64(GAMMA) + np.uint64(seed & _MASK)
-        z = (z ^ (z >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
-        z = (z ^ (z >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
-    return z ^ (z >> np.uint64(31))
+        z *= np.uint64(GAMMA)
+        z += np.uint64(seed & _MASK)
+        z ^= z >> np.uint64(30)
+        z *= np.uint64(0xBF58476D1CE4E5B9)
+        z ^= z >> np.uint64(27)
+        z *= np.uint64(0x94D049BB133111EB)
+        z ^= z >> np.uint64(31)
+    return z
 
 
 def uniform(seed: int, count: int) -> npt.NDArray[np.float64]:

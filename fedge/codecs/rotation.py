@@ -28,6 +28,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator
 from contextlib import contextmanager
+from typing import TypeVar
 
 import numpy as np
 import numpy.typing as npt
@@ -42,7 +43,9 @@ SETS_PER_BLOCK = 2
 TAIL_ROUNDS = 3
 LAST_RIFFLES = 3
 SMALLEST_BUFFER = 16  # that NumPy takes
+ROWS = 8  # of signs made at once
 
+Number = TypeVar("Number", np.uint8, np.uint32, np.float32)
 Signs = npt.NDArray[np.uint32]
 
 _SIGN = np.uint32(0x80000000)
@@ -61,6 +64,15 @@ def unbuffered() -> Iterator[None]:
         yield
 
 
+def to_columns(rows: npt.NDArray[Number], out: npt.NDArray[Number]) -> None:
+    """Write ``rows`` as columns to ``out``."""
+    count, n = rows.shape
+    # Rows a power of two apart would share a few lines of the cache.
+    apart = np.empty((count, n + 64 // rows.itemsize), dtype=rows.dtype)[:, :n]
+    apart[:] = rows
+    out[:] = apart.T
+
+
 def _lanes(seed: int, first: int, count: int) -> Signs:
     """Return the lanes of sets ``first`` .. ``first + count - 1``, uint32 ``[count, 128]``."""
     base = int(seeds.words(seed, 1)[0]) + first * WORDS_PER_SET * seeds.GAMMA
@@ -76,8 +88,10 @@ def sign_sets(seed: int, first: int, count: int) -> Signs:
 
 def block_lanes(seed: int, first: int, count: int) -> Signs:
     """Return the lanes of both sets of blocks ``first`` .. ``first + count - 1``, uint32 ``[2, 128, count]``."""
-    lanes = _lanes(seed, SETS_PER_BLOCK * first, SETS_PER_BLOCK * count).reshape(count, SETS_PER_BLOCK, -1)
-    return np.ascontiguousarray(lanes.transpose(1, 2, 0))
+    lanes = _lanes(seed, SETS_PER_BLOCK * first, SETS_PER_BLOCK * count).reshape(count, -1)
+    found = np.empty((lanes.shape[1], count), dtype=np.uint32)
+    to_columns(lanes, found)
+    return found.reshape(SETS_PER_BLOCK, -1, count)
 
 
 def _flip(x: Vector, signs: Signs) -> Vector:
@@ -105,9 +119,11 @@ class Workspace:
     because making them takes as long as adding 16 blocks does.
     """
 
-    def __init__(self, blocks: int) -> None:
-        self.x, scratch = (np.empty((BLOCK, blocks), dtype=np.float32) for _ in range(2))
-        self._x_bits, self._scratch_bits = (a.view(np.uint32).reshape(32, -1) for a in (self.x, scratch))
+    def __init__(self, blocks: int, memory: Vector | None = None) -> None:
+        """Make one in ``memory``, float32 ``[2, at least 4096 * blocks]``, if given: that of one no longer in use."""
+        memory = np.empty((2, BLOCK * blocks), dtype=np.float32) if memory is None else memory
+        self.x, scratch = memory[:, : BLOCK * blocks].reshape(2, BLOCK, blocks)
+        self._x_rows, self._scratch_rows = (a.reshape(32, -1) for a in (self.x, scratch))
         columns, turned = (a.reshape(SIDE, -1) for a in (self.x, scratch))
         # An even number of stages ends where it began.
         self._in_x, self._in_scratch = _stages(columns, turned), _stages(turned, columns)
@@ -117,32 +133,39 @@ class Workspace:
     def rotate(self, lanes: Signs) -> None:
         """Rotate by ``lanes``, ``[2, 128, blocks]``; the result is 4096 times too long."""
         with unbuffered():
-            _flip_by(lanes[0], self._x_bits, self._scratch_bits)
+            _flip_by(lanes[0], self._x_rows)
             self._square_twice(lanes[1])
 
-    def unrotate(self, lanes: Signs) -> None:
-        """Undo :meth:`rotate`, again 4096 times too long."""
+    def unrotate(self, lanes: Signs, factors: Vector | None = None) -> None:
+        """Undo :meth:`rotate`, again 4096 times too long, or that times ``factors``, float32 ``[blocks]``."""
         with unbuffered():
             self._square_twice(lanes[1])
-            _flip_by(lanes[0], self._x_bits, self._scratch_bits)
+            _flip_by(lanes[0], self._x_rows, factors)
 
     def _square_twice(self, lanes: Signs) -> None:
         """Apply H'·D·H', H' = C·T·C, with D of ``lanes``: to scratch and back."""
         _add_up(self._in_x)
         np.copyto(self._turned, self._matrix.T)
         _add_up(self._in_scratch)
-        _flip_by(lanes, self._scratch_bits, self._x_bits)
+        _flip_by(lanes, self._scratch_rows)
         _add_up(self._in_scratch)
         np.copyto(self._matrix, self._turned.T)
         _add_up(self._in_x)
 
 
-def _flip_by(lanes: Signs, own: Signs, free: Signs) -> None:
-    """Negate entries of one array, seen as uint32 ``[32, 128 * blocks]``, as one set's ``lanes``, ``[128, blocks]``,
-    say; the other array is free."""
-    np.left_shift(lanes.reshape(-1), _TO_SIGN, out=free)
-    np.bitwise_and(free, _SIGN, out=free)
-    np.bitwise_xor(own, free, out=own)
+def _flip_by(lanes: Signs, x: Vector, factors: Vector | None = None) -> None:
+    """Negate entries of ``x``, float32 ``[32, 128 * blocks]``, as one set's ``lanes``, ``[128, blocks]``, say, and
+    multiply them by their block's of ``factors``, if given: a few rows at a time, which stay in the cache."""
+    signs = np.empty((ROWS, lanes.size), dtype=np.uint32)
+    tiled = None if factors is None else np.tile(factors, len(lanes))
+    for row in range(0, len(x), ROWS):
+        here = x[row : row + ROWS]
+        bits = here.view(np.uint32)
+        np.left_shift(lanes.reshape(-1), _TO_SIGN[row : row + ROWS], out=signs)
+        np.bitwise_and(signs, _SIGN, out=signs)
+        np.bitwise_xor(bits, signs, out=bits)
+        if tiled is not None:
+            np.multiply(here, tiled, out=here)
 
 
 def _add_up(stages: list[tuple[Vector, Vector, Vector, Vector]]) -> None:

@@ -20,16 +20,14 @@ only 5 % of the coordinates are sent.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass
-from functools import partial
-from typing import TypeVar
 
 import numpy as np
 import numpy.typing as npt
 
 from fedge.codecs import lloyd, packing, rotation, scales
-from fedge.codecs.base import LARGEST, Mask, Sum, Vector, add_weighted
+from fedge.codecs.base import LARGEST, Mask, Sum, Vector
 from fedge.codecs.plan import Plan, Run
 from fedge.codecs.rotation import BLOCK, Workspace
 
@@ -38,10 +36,10 @@ LANES = 16
 COLUMNS, RUN = 32, 512  # of sums of products
 CHUNK = 144  # blocks worked on at once: long rows, few calls of NumPy's, and no power of two between rows
 TILE = 256  # entries of all blocks that leave together: long enough for NumPy's loops
+ADDED = 48  # blocks added to a sum at once: a third of a chunk, and their float64 stay in the cache
 ONE = np.float32(1)
 SAFE = np.float32(2.0**100)  # no coordinate times a scale up to this is too large for float32
 
-Number = TypeVar("Number", np.uint8, np.float32)
 Doubles = npt.NDArray[np.float64]
 
 
@@ -77,23 +75,26 @@ def encode(x: Vector, plan: Plan, seed: int) -> bytes:
 def decode(data: bytes, plan: Plan, seed: int, received: Mask | None) -> Vector:
     """Decode a payload whose length and numbers were checked. ``received`` is in block order."""
     out = np.empty(plan.size, dtype=np.float32)
-    for group, decode_to in _decoders(data, plan, seed, received):
-        decode_to(out[group.here].reshape(group.count, group.size))
+    for group, x in _decoded(data, plan, seed, received):
+        _to_rows(x, out[group.here].reshape(group.count, group.size))
     return out
 
 
 def accumulate(data: bytes, plan: Plan, seed: int, received: Mask | None, weight: float, out: Sum) -> None:
     """Add ``weight`` times what :func:`decode` returns to ``out``; raw coordinates are left alone."""
-    for group, decode_to in _decoders(data, plan, seed, received):
-        part = np.empty((group.count, group.size), dtype=np.float32)
-        decode_to(part)
-        add_weighted(weight, part.reshape(-1), out[group.here])
+    for group, x in _decoded(data, plan, seed, received):
+        rows = out[group.here].reshape(group.count, group.size)
+        for first in range(0, group.count, ADDED):
+            here = rows[first : first + ADDED]
+            part = np.empty(here.shape)
+            _to_rows(x[:, first : first + ADDED], part)
+            part *= weight
+            with np.errstate(over="ignore"):
+                here += part
 
 
-def _decoders(
-    data: bytes, plan: Plan, seed: int, received: Mask | None
-) -> Iterator[tuple[_Group, Callable[[Vector], None]]]:
-    """Yield groups of rotated blocks and what writes their coordinates to float32 ``[count, size]``."""
+def _decoded(data: bytes, plan: Plan, seed: int, received: Mask | None) -> Iterator[tuple[_Group, Vector]]:
+    """Yield groups of blocks and their coordinates, float32 ``[size, count]``, which the next group may overwrite."""
     factors = scales.values(*scales.read(data, plan.scales, 1))
     start = 1 + plan.scale_bytes
     for group in _groups(plan):
@@ -102,15 +103,16 @@ def _decoders(
         start += packed.size
         mask = None if received is None else received[group.here].reshape(count, -1).T
         factor = factors[group.first : group.first + count]
-        yield group, partial(_decode_blocks, _columns(packed), group, factor, mask, seed)
+        yield group, _decode_blocks(_columns(packed), group, factor, mask, seed)
 
 
 def _groups(plan: Plan) -> Iterator[_Group]:
     """Yield what is worked on at once, in the order of the payload."""
+    memory = np.empty((2, BLOCK * min(CHUNK, plan.blocks)), dtype=np.float32)
     for first in range(0, plan.blocks, CHUNK):
         count = min(CHUNK, plan.blocks - first)
         if first == 0 or count < CHUNK:
-            work = Workspace(count)
+            work = Workspace(count, memory)
         yield _Group(slice(first * BLOCK, (first + count) * BLOCK), BLOCK, first, count, first, plan.full_run, work)
     start = plan.blocks * BLOCK
     for k, (size, run) in enumerate(zip(plan.tails, plan.tail_runs, strict=True), plan.blocks):
@@ -160,19 +162,16 @@ def _shift_to_one(x: Vector) -> npt.NDArray[np.int64]:
     return shift
 
 
-def _to_columns(rows: npt.NDArray[Number], out: npt.NDArray[Number]) -> None:
-    """Write ``rows`` as columns to ``out``."""
-    count, n = rows.shape
-    # Rows a power of two apart would share a few lines of the cache.
-    apart = np.empty((count, n + 64 // rows.itemsize), dtype=rows.dtype)[:, :n]
-    apart[:] = rows
-    out[:] = apart.T
+def _to_rows(columns: Vector, out: Sum) -> None:
+    """Write ``columns`` as rows to ``out``."""
+    for start in range(0, len(columns), TILE):
+        out[:, start : start + TILE] = columns[start : start + TILE].T
 
 
 def _columns(rows: npt.NDArray[np.uint8]) -> npt.NDArray[np.uint8]:
     """Return ``rows`` as columns, contiguous."""
     out = np.empty(rows.shape[::-1], dtype=np.uint8)
-    _to_columns(rows, out)
+    rotation.to_columns(rows, out)
     return out
 
 
@@ -191,7 +190,7 @@ def _encode_blocks(x: Vector, group: _Group, seed: int) -> tuple[Doubles, npt.ND
     n, run = group.size, group.run
     shift = _shift_to_one(x)
     y = group.array()
-    _to_columns(x, y)
+    rotation.to_columns(x, y)
     _times(y, np.ldexp(np.float32(1), shift), out=y)
     if group.work:
         group.work.rotate(rotation.block_lanes(seed, group.signs, group.count))
@@ -235,9 +234,9 @@ def _dequantize(packed: npt.NDArray[np.uint8], run: Run, factor: np.float32, out
 
 
 def _decode_blocks(
-    packed: npt.NDArray[np.uint8], group: _Group, scales: Doubles, received: Mask | None, seed: int, out: Vector
-) -> None:
-    """Decode blocks of one size from ``packed``, ``[bytes, blocks]``, to ``out``, float32 ``[blocks, n]``."""
+    packed: npt.NDArray[np.uint8], group: _Group, scales: Doubles, received: Mask | None, seed: int
+) -> Vector:
+    """Decode blocks of one size from ``packed``, ``[bytes, blocks]``, to float32 ``[n, blocks]``."""
     n, run = group.size, group.run
     x = group.array()
     _dequantize(packed, run, np.float32(HEADROOM / (BLOCK if n == BLOCK else 1)), x[: run.sent])
@@ -245,18 +244,17 @@ def _decode_blocks(
     if received is not None:
         x[~received] = 0
         scales = scales * _loss_factor(received[: run.sent], run)
-    if group.work:
-        group.work.unrotate(rotation.block_lanes(seed, group.signs, group.count))
-    else:
-        x = rotation.unrotate_tail(x[:, 0], seed, group.signs).reshape(n, 1)
     factors = np.minimum(scales, LARGEST).astype(np.float32)
     with np.errstate(over="ignore"):
-        _times(x, factors, out=x)
-    for start in range(0, n, TILE):
-        out[:, start : start + TILE] = x[start : start + TILE].T
-    out[factors == 0] = 0  # not -0
+        if group.work:
+            group.work.unrotate(rotation.block_lanes(seed, group.signs, group.count), factors)
+        else:
+            x = (rotation.unrotate_tail(x[:, 0], seed, group.signs) * factors).reshape(n, 1)
+    if not factors.all():
+        x[:, factors == 0] = 0  # not -0
     if factors.max() > SAFE:
-        np.clip(out, -LARGEST, LARGEST, out=out)
+        np.clip(x, -LARGEST, LARGEST, out=x)
+    return x
 
 
 def _loss_factor(received: Mask, run: Run) -> Doubles:
