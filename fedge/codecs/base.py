@@ -34,7 +34,7 @@ LARGEST = np.float32(np.finfo(np.float32).max)
 class Part:
     """One segment of an update. ``rows``: how many coordinates are thought to be of like energy, a matrix's row, and
     after how many the first such row ends; a codec may use it or not. ``thorough``: whether a codec should look for
-    more in the matrix than that (EDEN: for low rank), though that takes several times as long."""
+    more than that (EDEN: for low rank, and for directions), though that takes several times as long."""
 
     vector: Vector
     seed: int

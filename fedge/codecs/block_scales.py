@@ -11,6 +11,7 @@ f brings the estimate to the scale that the codes really call for,
 (Vargaftik et al., EDEN, ICML 2022, section 3; https://arxiv.org/abs/2108.08842), and, where so few codes are not zero
 that S would be all luck, to the expected one for the block's true σ, which is unbiased too. f is rounded up or down by
 the seed: its expectation is exact. Its unit is 1/32 of the block's own relative error, so rounding adds 1/6000 to it.
+Of directions every coordinate says something, and S is never luck.
 """
 
 from __future__ import annotations
@@ -22,9 +23,10 @@ import numpy as np
 import numpy.typing as npt
 
 from fedge import seeds
-from fedge.codecs import gaussian
+from fedge.codecs import quantizers
 from fedge.codecs.base import LARGEST
-from fedge.codecs.gaussian import UNITS, Doubles, Ints
+from fedge.codecs.gaussian import COARSEST, FINEST, UNITS, Doubles, Ints
+from fedge.codecs.quantizers import FIRST_LENGTH
 from fedge.errors import CodecError
 
 STEPS = 8  # coarse steps an octave
@@ -72,7 +74,7 @@ def octaves_below(c: Ints) -> Ints:
 
 def unit_of(steps: Ints) -> Doubles:
     """Return what one fine step is worth at steps t, relative to m."""
-    unit: Doubles = _units()[steps - gaussian.FINEST]
+    unit: Doubles = _units()[steps - FINEST]
     return unit
 
 
@@ -85,8 +87,8 @@ def _units() -> Doubles:
 
 
 def _exact_units() -> Doubles:
-    steps = np.arange(gaussian.FINEST, gaussian.COARSEST + 1)
-    unit: Doubles = np.sqrt(gaussian.error_of(steps)) / RESOLUTION
+    _, error = quantizers.nominal()
+    unit: Doubles = np.sqrt(error) / RESOLUTION
     return unit
 
 
@@ -101,12 +103,13 @@ def fine(energy: Doubles, products: Doubles, sizes: Ints, sigma: Doubles, steps:
     true = np.sqrt(energy / sizes)
     with np.errstate(divide="ignore", invalid="ignore"):
         gap = np.where(alive & (true > 0), np.rint(UNITS * np.log2(sigma / true)), 0.0)
-        reached = np.clip(steps + gap, gaussian.FINEST, gaussian.COARSEST).astype(np.int64)
-        predicted = gaussian.gain_of(steps, sizes)
-        expected = predicted / gaussian.gain_of(reached, sizes)
-        exact = energy * predicted / (products * sigma * gaussian.step_size(steps))
-    share = gaussian.share_not_zero(steps)
-    trusted = (share >= ENOUGH_SHARE) & (sizes * share >= ENOUGH_CODES) & (products > 0)
+        reached = np.clip(steps + gap, FINEST, COARSEST).astype(np.int64)
+        predicted = quantizers.gain_of(steps, sizes)
+        expected = predicted / quantizers.gain_of(reached, sizes)
+        exact = energy * predicted / (products * sigma * quantizers.step_size(steps))
+    share = quantizers.share_not_zero(steps)
+    enough = (steps >= FIRST_LENGTH) | ((share >= ENOUGH_SHARE) & (sizes * share >= ENOUGH_CODES))
+    trusted = enough & (products > 0)
     ratio = np.where(trusted, exact, expected)
     dither = seeds.uniform(int(seeds.words(seed, 2)[1]), sizes.size)
     with np.errstate(invalid="ignore"):
@@ -117,7 +120,7 @@ def fine(energy: Doubles, products: Doubles, sizes: Ints, sigma: Doubles, steps:
 def multipliers(sigma: Doubles, steps: Ints, sizes: Ints, f: Bytes) -> npt.NDArray[np.float32]:
     """Return what decoded multiples of every block are worth, float32 ``[blocks]``, never infinite, the same bits
     everywhere. ``sigma`` is float64, ``steps`` and ``sizes`` are int64, ``f`` is uint8."""
-    m = sigma * gaussian.step_size(steps) / gaussian.gain_of(steps, sizes)
+    m = sigma * quantizers.step_size(steps) / quantizers.gain_of(steps, sizes)
     corrected = m * (1 + (f.astype(np.float64) - MIDDLE) * unit_of(steps))
     limited: npt.NDArray[np.float32] = np.clip(corrected, -LARGEST, LARGEST).astype(np.float32)
     return limited

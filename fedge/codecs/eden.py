@@ -112,7 +112,7 @@ class Eden:
     def encode(self, x: npt.ArrayLike, seed: int) -> bytes:
         """Encode ``x``, shape ``[d]``, any real dtype; ``d = 0`` gives the version byte alone.
 
-        A vector alone is taken for no matrix: low rank is looked for by :meth:`encode_all`.
+        It is not looked at thoroughly: low rank and directions are what :meth:`encode_all` looks for.
 
         Raises:
             CodecError: if ``x`` has not one axis, or a coordinate is not finite in float32 (names the first).

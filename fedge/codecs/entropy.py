@@ -1,25 +1,31 @@
-"""EDEN with entropy-coded levels and rates by equal slope: payloads of versions 2 and 5, both ends.
+"""EDEN with entropy-coded levels and rates by equal slope: payloads of versions 2, 5 and 6, both ends.
 
 Every block is rotated (``rotation.py``), its coordinates y/σ are rounded to multiples of a step s (``gaussian.py``),
 and the multiples travel through a range coder with the frequencies of a Gaussian (``rans.py``). How fine each block's
 step is follows from its scale σ and one number for all of them, the slope (``slope.py``). Where it pays, coordinates of
 like energy are brought together first (``grouping.py``). Where a few products of a column and a row say much of a
-matrix, they travel before it, and all of this is done to the rest (``factors.py``). What pays is decided for a whole
-update at once (``sharing.py``).
+matrix, they travel before it, and all of this is done to the rest (``factors.py``). Blocks that get less than about a
+bit may travel as directions of groups of coordinates instead, which takes longer to find (``spherical.py``). What pays
+is decided for a whole update at once (``sharing.py``).
 
     k = round(y/(σ s)),    x_hat = S · R^-1·k,    S = ||y||²/<y, k>,    E[x_hat] = x
 
 Layout, little-endian, of n coordinates:
 
-    version u8 = 2; 5 with factors
-    x f32 × n                                               if n < 32; nothing else then
-    flags u8      bits 0, 1: 0, 1 or 2 for 1, 4 or 16 lanes; bit 2: grouped, always in version 5; the others 0
+    version u8    2; 5 with factors; 6 where blocks may travel as directions, with factors or not
+    x f32 × n                                               if n < 32; nothing else then; version 2
+    flags u8      bits 0, 1: 0, 1 or 2 for 1, 4 or 16 lanes, 3 in version 6 for none, where no block has levels;
+                  bit 2: grouped, always in version 5; in version 6 also bit 3: factors, then grouped too, and bit 4:
+                  blocks become directions late (``slope.py``); the others 0
     slope i16     in 1/2048 octave, relative to the largest σ
     length u16 | phase u16 | classes of the chunks          if grouped (``grouping.py``)
-    rank u8 | slope i16 | scales                            in version 5 (``factors.py``)
+    rank u8 | slope i16 | scales                            with factors (``factors.py``)
     scales        top f32, then per block c u8 | f u8 (``block_scales.py``)
+    directions    in version 6: u16 per group of every block that travels as such (``spherical.py``)
     low bits      per block that has them, packed (``packing.py``), filled up to whole bytes
     high parts    states u32, then words u16 (``rans.py``)
+
+Versions 2 and 6 are written, 6 where a vector is looked at thoroughly; 5 is read.
 
 How blocks are cut follows from n or from the classes, and from there on blocks come in that order, after those of
 factors, which have the first block numbers. A block whose scale is zero has neither low bits nor codes.
@@ -32,11 +38,11 @@ from __future__ import annotations
 
 import math
 import struct
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 
-from fedge.codecs import block_scales, gaussian, grouping, slope
+from fedge.codecs import block_scales, gaussian, grouping, quantizers, slope
 from fedge.codecs.base import LARGEST, Mask, Sum, Vector, add_weighted, check_finite, drop_and_rescale
 from fedge.codecs.block_codes import Blocks, decode_blocks, encode_blocks, energies
 from fedge.codecs.factors import Factors, read_factors, shape_of
@@ -47,12 +53,22 @@ from fedge.codecs.rotation import BLOCK
 from fedge.codecs.slope import Levels
 from fedge.errors import CodecError
 
-VERSION, FACTORED_VERSION = VERSIONS = 2, 5
+VERSION, FACTORED_VERSION, DIRECTED_VERSION = VERSIONS = 2, 5, 6
 _HEAD = struct.Struct("<BBh")
 _CHUNKS = struct.Struct("<HH")
-_LANES = (1, 4, 16)
+_LANES = (1, 4, 16, 0)
 _LANES_FROM_BYTES = (0, 4096, 65_536)
-_GROUPED = 4
+_NO_LANES, _GROUPED, _FACTORED, _JUMPING_LATE = 3, 4, 8, 16  # of the flags
+_FLAGS = {
+    VERSION: {lanes | grouped for lanes in range(3) for grouped in (0, _GROUPED)},
+    FACTORED_VERSION: {lanes | _GROUPED for lanes in range(3)},
+    DIRECTED_VERSION: {
+        lanes | how | jump
+        for lanes in range(4)
+        for how in (0, _GROUPED, _GROUPED | _FACTORED)
+        for jump in (0, _JUMPING_LATE)
+    },
+}
 
 
 @dataclass(frozen=True, slots=True)
@@ -66,10 +82,12 @@ class Lead:
 
 @dataclass(frozen=True, slots=True)
 class Subject:
-    """What is encoded: a vector, or what a ``lead`` leaves of it."""
+    """What is encoded: a vector, or what a ``lead`` leaves of it. ``jump``: from where on blocks travel as directions
+    (``slope.py``); None if they may not."""
 
     vector: Vector
     chunks: Chunks
+    jump: int | None = None
     lead: Lead | None = None
 
     def head(self, classes: Ints) -> bytes:
@@ -102,7 +120,12 @@ class Sketch:
         alive = (self.coarse > 0) & (self.energy > 0)
         sizes = self.cut.sizes[alive]
         true = np.rint(UNITS / 2 * np.log2(self.energy[alive] / sizes)).astype(np.int64)
-        return Levels(sizes, self.reference - block_scales.octaves_below(self.coarse[alive]), true)
+        jumps = _jumps(np.flatnonzero(alive), self.subject.jump)
+        return Levels(sizes, self.reference - block_scales.octaves_below(self.coarse[alive]), true, jumps)
+
+    def jumping(self, jump: int | None) -> Sketch:
+        """Return this to be sent with another jump."""
+        return replace(self, subject=replace(self.subject, jump=jump))
 
     @property
     def side_bytes(self) -> int:
@@ -140,7 +163,13 @@ def prospect(subject: Subject, sizes: Ints, energy: Doubles) -> Prospect | None:
     total = np.bincount(classes, weights=energy)
     alive = total > 0
     levels = np.rint(UNITS / 2 * np.log2(total[alive] / count[alive])).astype(np.int64)
-    return Prospect(sizes, classes, subject.chunks, Levels(count[alive].astype(np.int64), levels, levels))
+    jumps = _jumps(np.arange(levels.size), subject.jump)
+    of_classes = Levels(count[alive].astype(np.int64), levels, levels, jumps, whole=False)
+    return Prospect(sizes, classes, subject.chunks, of_classes)
+
+
+def _jumps(places: Ints, jump: int | None) -> Ints | None:
+    return None if jump is None else slope.jumps_of(places, jump)
 
 
 def survey(of: Subject) -> tuple[Sketch, Prospect | None]:
@@ -179,10 +208,10 @@ def side_bytes(size: int) -> int:
 
 
 def least_bytes(size: int) -> int:
-    """Return a length below which nothing is a payload of ``size`` coordinates: scales and states have to be there."""
+    """Return a length below which nothing is a payload of ``size`` coordinates: scales have to be there."""
     if size < SMALLEST_ROTATED:
         return 1 + 4 * size
-    return _HEAD.size + block_scales.size_bytes(-(-size // BLOCK)) + 4
+    return _HEAD.size + block_scales.size_bytes(-(-size // BLOCK))
 
 
 def lane_bytes(code_bytes: float) -> int:
@@ -198,19 +227,21 @@ def _lanes_for(code_bytes: float) -> tuple[int, int]:
 def write(sketch: Sketch, at_slope: int, seed: int) -> bytes:
     """Return the payload of ``sketch`` with steps by ``at_slope``, an absolute slope."""
     relative = min(max(at_slope - sketch.reference, -(1 << 15)), (1 << 15) - 1)
-    lead = sketch.subject.lead
+    lead, jump = sketch.subject.lead, sketch.subject.jump
     factors = lead.factors if lead else None
-    blocks = _blocks(sketch.cut, float(sketch.top), sketch.coarse, relative, factors)
-    expected = (slope.bits_at(relative + sketch.reference, [sketch.levels]) + sketch.factor_bits) / 8
-    index, lanes = _lanes_for(expected)
-    flags = index | (_GROUPED if sketch.order is not None else 0)
-    head = _HEAD.pack(FACTORED_VERSION if lead else VERSION, flags, relative)
+    blocks = _blocks(sketch.cut, float(sketch.top), sketch.coarse, relative, factors, jump)
     vector, coded = sketch.vector, blocks
     if lead:
         vector, coded = np.concatenate([lead.numbers, vector]), Blocks.joined(lead.factors.blocks, blocks)
+    expected = (slope.bits_at(relative + sketch.reference, [sketch.levels]) + sketch.factor_bits) / 8
+    flags = _NO_LANES if jump is not None and not coded.levels.any() else _lanes_for(expected)[0]
+    lanes = _LANES[flags]
+    flags |= (_GROUPED if sketch.order is not None else 0) | (_FACTORED if lead else 0)
+    flags |= _JUMPING_LATE if jump == slope.LATE else 0
     codes, products = encode_blocks(vector, coded, seed, lanes)
     products = products[products.size - blocks.sizes.size :]
     fine = block_scales.fine(sketch.energy, products, sketch.cut.sizes, blocks.sigma, blocks.steps, seed)
+    head = _HEAD.pack(VERSION if jump is None else DIRECTED_VERSION, flags, relative)
     return head + sketch.head + block_scales.pack(sketch.top, sketch.coarse, fine) + codes
 
 
@@ -224,13 +255,12 @@ def write_raw(x: Vector) -> bytes:
     return bytes([VERSION]) + x.astype("<f4").tobytes()
 
 
-def _blocks(cut: Cut, top: float, coarse: Ints, relative: int, factors: Factors | None) -> Blocks:
+def _blocks(cut: Cut, top: float, coarse: Ints, relative: int, factors: Factors | None, jump: int | None) -> Blocks:
     """Return how each block that is not zero is coded; both ends compute it from the same integers."""
     sigma = block_scales.sigma_of(top, coarse)
-    steps = slope.steps_of(relative, -block_scales.octaves_below(coarse))
-    low = gaussian.low_bits(steps)
-    numbers = cut.numbers + (factors.numbers if factors else 0)
-    return Blocks(cut.sizes, numbers, sigma, steps, low, gaussian.class_of(steps, low))
+    below = -block_scales.octaves_below(coarse)
+    steps = slope.steps_of(relative, below, _jumps(np.arange(coarse.size), jump))
+    return Blocks.of(cut.sizes, cut.numbers + (factors.numbers if factors else 0), sigma, steps)
 
 
 def prepare_reading() -> None:
@@ -241,7 +271,7 @@ def prepare_reading() -> None:
     """
     gaussian.frequencies()
     one = grouping.cut([BLOCK])
-    blocks = _blocks(one, 1.0, np.full(1, block_scales.HIGHEST), 0, None)
+    blocks = _blocks(one, 1.0, np.full(1, block_scales.HIGHEST), 0, None, slope.EARLY)
     block_scales.multipliers(blocks.sigma, blocks.steps, one.sizes, np.zeros(1, np.uint8))
 
 
@@ -273,18 +303,19 @@ def parse(data: bytes, size: int) -> Parsed:
     if len(data) < _HEAD.size:
         raise CodecError(f"expected at least {_HEAD.size} bytes for {size} coordinates, got {len(data)}")
     version, flags, relative = _HEAD.unpack_from(data)
-    if flags & ~(_GROUPED | 3) or flags & 3 >= len(_LANES) or (version == FACTORED_VERSION and not flags & _GROUPED):
-        raise CodecError(f"expected flags of 1, 4 or 16 lanes, grouped or not, got {flags:#x}")
+    if flags not in _FLAGS[version]:
+        raise CodecError(f"expected flags of a payload of version {version}, got {flags:#x}")
+    jump = None if version != DIRECTED_VERSION else slope.LATE if flags & _JUMPING_LATE else slope.EARLY
     classes, sizes, cut, factors, start = None, np.array([size]), grouping.cut([size]), None, _HEAD.size
     if flags & _GROUPED:
         chunks, classes, start = _read_classes(data, size)
         sizes = chunks.sizes(size)
         cut = grouping.cut(grouping.runs_of(classes, sizes))
-        if version == FACTORED_VERSION:
-            factors, start = read_factors(data, start, shape_of(chunks, size), classes)
+        if version == FACTORED_VERSION or flags & _FACTORED:
+            factors, start = read_factors(data, start, shape_of(chunks, size), classes, jump is not None)
     count = cut.sizes.size
     top, coarse, fine = block_scales.read(data, count, start)
-    blocks = _blocks(cut, top, coarse, relative, factors)
+    blocks = _blocks(cut, top, coarse, relative, factors, jump)
     multiplier = block_scales.multipliers(blocks.sigma, blocks.steps, cut.sizes, fine)
     start += block_scales.size_bytes(count)
     return Parsed(classes, sizes, factors, blocks, multiplier, _LANES[flags & 3], start)
@@ -349,7 +380,7 @@ def error(data: bytes, size: int) -> float:
     blocks = parsed.blocks
     energy = blocks.sizes * blocks.sigma**2
     total = math.fsum(energy) + (parsed.factors.energy if parsed.factors else 0.0)
-    return math.fsum(energy * gaussian.error_of(blocks.steps)) / total if total > 0 else 0.0
+    return math.fsum(energy * quantizers.error_of(blocks.steps, blocks.sizes)) / total if total > 0 else 0.0
 
 
 def _read_raw(data: bytes, size: int, received: Mask | None) -> Vector:

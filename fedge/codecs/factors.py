@@ -30,7 +30,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from fedge.codecs import gaussian, slope
+from fedge.codecs import quantizers, slope
 from fedge.codecs.base import LARGEST, Vector
 from fedge.codecs.block_codes import Blocks, decode_blocks, encode_blocks, energies
 from fedge.codecs.gaussian import UNITS, Doubles, Ints
@@ -134,22 +134,23 @@ class Form:
 @dataclass(frozen=True, slots=True)
 class Factors:
     """What travels of P beside its codes: ``top`` and ``c``, int64 ``[blocks]``, of the scales, ``relative`` the slope
-    against the largest."""
+    against the largest, ``directions`` whether blocks may travel as such."""
 
     form: Form
     relative: int
     top: float
     c: Ints
+    directions: bool
 
     @property
     def blocks(self) -> Blocks:
         """How the components are coded; the same integers and floats at both ends."""
         whole, part = np.divmod(self.c, STEPS)
         sigma = self.top * np.ldexp(_FRACTIONS[part], -whole)
-        steps = slope.steps_of(self.relative, -self.c * (UNITS // STEPS))
-        low = gaussian.low_bits(steps)
-        numbers = TAIL_SETS * np.arange(self.c.size)
-        return Blocks(self.form.sizes, numbers, sigma, steps, low, gaussian.class_of(steps, low))
+        places = np.arange(self.c.size)
+        jumps = slope.jumps_of(places, slope.EARLY) if self.directions else None
+        steps = slope.steps_of(self.relative, -self.c * (UNITS // STEPS), jumps)
+        return Blocks.of(self.form.sizes, TAIL_SETS * places, sigma, steps)
 
     @property
     def numbers(self) -> int:
@@ -160,22 +161,22 @@ class Factors:
     def multiplier(self) -> Vector:
         """What decoded multiples are worth, float32 ``[blocks]``."""
         blocks = self.blocks
-        gain = gaussian.gain_of(blocks.steps, blocks.sizes) * (1 + gaussian.error_of(blocks.steps))
-        worth: Vector = np.minimum(blocks.sigma * gaussian.step_size(blocks.steps) / gain, LARGEST).astype(np.float32)
+        gain = quantizers.gain_of(blocks.steps, blocks.sizes) * (1 + quantizers.error_of(blocks.steps, blocks.sizes))
+        worth: Vector = np.minimum(blocks.sigma * quantizers.step_size(blocks.steps) / gain, LARGEST).astype(np.float32)
         return worth
 
     @property
     def energy(self) -> float:
         """||P_hat||² to expect."""
         blocks, of_a = self.blocks, slice(len(self.form.runs))
-        captured = blocks.sizes * blocks.sigma**2 / (1 + gaussian.error_of(blocks.steps))
+        captured = blocks.sizes * blocks.sigma**2 / (1 + quantizers.error_of(blocks.steps, blocks.sizes))
         return math.fsum(captured[of_a])
 
     @property
     def code_bits(self) -> float:
         """How many bits the codes of the components are expected to take."""
         blocks = self.blocks
-        return float(blocks.sizes @ gaussian.rate_of(blocks.steps))
+        return float(quantizers.bits_of(blocks.steps, blocks.sizes).sum())
 
     def pack(self) -> bytes:
         """Return what travels beside the codes."""
@@ -187,7 +188,8 @@ class Factors:
         down, exponent = _whole(a)
         right, _ = _whole(b)
         square = (right * right).sum(axis=1)  # exact
-        v = gaussian.error_of(self.blocks.steps[len(self.form.runs) :])
+        blocks, of_u = self.blocks, slice(len(self.form.runs), None)
+        v = quantizers.error_of(blocks.steps[of_u], blocks.sizes[of_u])
         scale = _FINE / np.sqrt(np.maximum(square, 1) * (1 + v))
         product = down.T @ np.rint(right * scale[:, None])
         p_hat: Vector = np.clip(np.ldexp(product.ravel() / _FINE, -exponent), -LARGEST, LARGEST).astype(np.float32)
@@ -200,7 +202,7 @@ def _whole(x: Vector) -> tuple[Doubles, int]:
     return np.rint(np.ldexp(x.astype(np.float64), exponent)), exponent
 
 
-def read_factors(data: bytes, start: int, shape: Shape | None, classes: Ints) -> tuple[Factors, int]:
+def read_factors(data: bytes, start: int, shape: Shape | None, classes: Ints, directions: bool) -> tuple[Factors, int]:
     """Return the factors that begin at ``start``, and where they end. ``classes``: of the chunks.
 
     Raises:
@@ -220,7 +222,7 @@ def read_factors(data: bytes, start: int, shape: Shape | None, classes: Ints) ->
     if len(data) < start + count:
         raise CodecError(f"expected the scales of {rank} factors, got a payload of {len(data)} bytes")
     c = np.frombuffer(data, np.uint8, count, start).astype(np.int64)
-    return Factors(form, relative, top, c), start + count
+    return Factors(form, relative, top, c, directions), start + count
 
 
 @dataclass(frozen=True, slots=True)
@@ -339,7 +341,8 @@ class Search:
         below = -STEPS * np.log2(np.maximum(rms / float(top), 2.0**-9))
         level = UNITS * math.log2(float(top)) + UNITS / 2 * math.log2(self.weight)
         relative = min(max(at_slope - round(level), -(1 << 15)), (1 << 15) - 1)
-        return Factors(form, relative, float(top), np.clip(np.rint(below), 0, 255).astype(np.int64)), numbers
+        c = np.clip(np.rint(below), 0, 255).astype(np.int64)
+        return Factors(form, relative, float(top), c, directions=True), numbers
 
 
 def _relative(error: Doubles, energy: Doubles) -> Doubles:
@@ -350,11 +353,11 @@ def _relative(error: Doubles, energy: Doubles) -> Doubles:
 
 
 def levels_of(energy: Doubles, sizes: Ints) -> Levels:
-    """Return chunks as the slope sees them, those of zeros left out."""
+    """Return chunks as the slope sees them, those of zeros left out; they may travel as directions."""
     alive = energy > 0
     energy, sizes = energy[alive], sizes[alive]
     levels = np.rint(UNITS / 2 * np.log2(energy / sizes)).astype(np.int64)
-    return Levels(sizes, levels, levels)
+    return Levels(sizes, levels, levels, slope.jumps_of(np.arange(sizes.size), slope.EARLY), whole=False)
 
 
 def _to_range(gram: Doubles) -> Doubles:

@@ -27,20 +27,21 @@ from fedge.codecs.slope import Levels
 from fedge.errors import CodecError
 
 WORTH_GROUPING, WORTH_FACTORS = 0.97, 0.98
-_PASSES = 3  # of looking for factors, each at the slope that those of the last have left
+_PASSES = 4  # of looking for factors, each at the slope that those of the last have left
 
 
 def encode_together(parts: Sequence[tuple[Vector, int, Chunks, bool]], bits: float, most_bytes: int) -> list[bytes]:
     """Return a payload for each (vector, seed, chunks, thorough), all by one slope: ``bits`` per coordinate on average.
 
     All of them take at most ``most_bytes``; ``bits`` pays for codes, and for what grouping needs beside them. Factors
-    are looked for in vectors that are to be looked at thoroughly.
+    are looked for in vectors that are to be looked at thoroughly, and if there is one, directions in all.
 
     Raises:
         CodecError: a coordinate that is not finite.
     """
     known = {i: write_raw(x) for i, (x, *_) in enumerate(parts) if x.size < SMALLEST_ROTATED}
-    subjects = {i: Subject(x, chunks) for i, (x, _, chunks, _) in enumerate(parts) if i not in known}
+    jump = slope.EARLY if any(thorough for *_, thorough in parts) else None
+    subjects = {i: Subject(x, chunks, jump) for i, (x, _, chunks, _) in enumerate(parts) if i not in known}
     seeds, room = [seed for _, seed, *_ in parts], most_bytes - sum(map(len, known.values()))
     budget = bits * sum(subject.vector.size for subject in subjects.values())
     surveys = {i: survey(subject) for i, subject in subjects.items()}
@@ -51,7 +52,8 @@ def encode_together(parts: Sequence[tuple[Vector, int, Chunks, bool]], bits: flo
     worth = {i: to for i, to in prospects.items() if _worth_grouping(plain[i], to, at_slope)}
     matrices = {i for i, (*_, thorough) in enumerate(parts) if thorough and i in subjects}
     led = _led(subjects, matrices, budget, at_slope, slope.error_at(at_slope, hoped), seeds)
-    for choice in itertools.chain(_with_leads(led, plain, worth, budget), _without(plain, worth, budget)):
+    choices = itertools.chain(_with_leads(led, plain, worth, budget), _without(plain, worth, budget))
+    for choice in sorted(choices, key=lambda choice: choice.error):
         if (written := _write_within(room, choice, seeds)) is not None:
             return [(known | written)[i] for i in range(len(parts))]
     raise CodecError(f"expected room for {len(subjects)} vectors at the coarsest steps, got {room} bytes")
@@ -80,12 +82,11 @@ def _with_leads(
 
 
 def _without(plain: Mapping[int, Sketch], worth: Mapping[int, Prospect], budget: float) -> Iterator[_Choice]:
-    """Yield the ways to send vectors as they are and grouped, the better one first."""
-    choices = [_Choice.of(plain, budget)]
+    """Yield the ways to send vectors as they are and grouped."""
+    yield _Choice.of(plain, budget)
     if worth:
         grouped = {i: regroup(plain[i].subject, to) for i, to in worth.items()}
-        choices.append(_Choice.of({**plain, **grouped}, budget))
-    yield from sorted(choices, key=lambda choice: choice.error)
+        yield _Choice.of({**plain, **grouped}, budget)
 
 
 def _left_for_codes(budget: float, ways: Mapping[int, Sketch]) -> float:
@@ -133,7 +134,7 @@ def _led(
             with np.errstate(over="ignore"):
                 rest[search.shape.where] -= predict(*found, seeds[i])
             if np.isfinite(rest).all():
-                led[i] = Subject(rest, subjects[i].chunks, Lead(*found, classes))
+                led[i] = Subject(rest, subjects[i].chunks, jump=slope.EARLY, lead=Lead(*found, classes))
     return led
 
 
@@ -149,8 +150,18 @@ class _Choice:
 
     @classmethod
     def of(cls, ways: Mapping[int, Sketch], budget: float) -> _Choice:
-        """Return ``ways`` with ``budget`` bits for codes, and for what grouping and factors need beside them."""
+        """Return ``ways`` with ``budget`` bits for codes, and for what grouping and factors need beside them; blocks
+        become directions where that leaves least error, if they may."""
         budget = _left_for_codes(budget, ways)
+        if any(way.subject.jump is None for way in ways.values()):
+            return cls._at(ways, budget)
+        # Factors are written by those alone who may write directions.
+        jumps = [slope.LATE] if any(way.subject.lead for way in ways.values()) else [slope.LATE, None]
+        others = [{i: way.jumping(jump) for i, way in ways.items()} for jump in jumps]
+        return min((cls._at(each, budget) for each in (ways, *others)), key=lambda choice: choice.error)
+
+    @classmethod
+    def _at(cls, ways: Mapping[int, Sketch], budget: float) -> _Choice:
         levels = Levels.joined([way.levels for way in ways.values()])
         at_slope = slope.solve(budget, [levels])
         fits = slope.bits_at(at_slope, [levels]) <= budget

@@ -11,6 +11,11 @@ block by block. With u = log2(√(6λ/ln 2)/σ_k), the step is s_k = 2^T(u), and
 must read the same step from the scales and the slope.
 
 All quantities are integers in units of 1/2048 octave, so ``slope`` sets the rate nearly without steps.
+
+Where blocks may also be sent as directions (``spherical.py``), those are cheaper from u = 1.5 octaves on, about a bit a
+coordinate: T then jumps to groups of about 16·2^(j/256) coordinates, 1.05 to .84 bits. So that alike blocks do not all
+jump at one slope, and the bits between are within reach, the block at place k jumps at 1.5 + frac(k/φ)/8 octaves, φ the
+golden ratio. One block alone would still not find what a bit buys, so an encoder may have all jump later, at 2.25.
 """
 
 from __future__ import annotations
@@ -21,7 +26,9 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from fedge.codecs.gaussian import COARSEST, FINEST, UNITS, Doubles, Ints, error_of, rate_of
+from fedge.codecs import quantizers
+from fedge.codecs.gaussian import COARSEST, FINEST, UNITS, Doubles, Ints
+from fedge.codecs.quantizers import FIRST_LENGTH
 
 _NODE_UNITS = UNITS // 4
 _FIRST_NODE = -4 * UNITS
@@ -35,6 +42,14 @@ NODES = (
 )
 # fmt: on
 _LAST_NODE = _FIRST_NODE + (len(NODES) - 1) * _NODE_UNITS
+# j at u = 1.5, 1.75, .., 7.5 octaves.
+LENGTH_NODES = (
+    67, 129, 169, 218, 276, 341, 400, 462, 524, 592, 652, 716, 777, 843, 909, 972, 1034, 1100, 1164, 1227, 1289, 1357,
+    1420, 1484, 1536,
+)  # fmt: skip
+EARLY, LATE = 3 * UNITS // 2, 9 * UNITS // 4  # u at which blocks become directions
+_SPREAD = UNITS // 8
+_GOLDEN = 40_503  # 2^16/φ
 
 
 @dataclass(frozen=True, slots=True)
@@ -42,43 +57,87 @@ class Levels:
     """The blocks of a vector as the slope sees them, int64 ``[blocks]``.
 
     ``sizes`` n_k, ``levels`` log2 σ_k as both ends know it, ``true`` log2 σ_k as only the encoder knows it: steps
-    follow from the first, what they cost and give from the second.
+    follow from the first, what they cost and give from the second. ``jumps``: from which u on they are sent as
+    directions, if they may be. ``whole``: whether these are the blocks that will be sent, or parts of such, which need
+    not be cut into groups by themselves.
     """
 
     sizes: Ints
     levels: Ints
     true: Ints
+    jumps: Ints | None = None
+    whole: bool = True
 
     @classmethod
     def joined(cls, parts: Sequence[Levels]) -> Levels:
-        """Return the blocks of all ``parts``."""
+        """Return the blocks of all ``parts``, which all may be sent as directions, or none."""
         none = np.empty(0, np.int64)
         sizes = np.concatenate([none, *(part.sizes for part in parts)])
         levels = np.concatenate([none, *(part.levels for part in parts)])
-        return cls(sizes, levels, np.concatenate([none, *(part.true for part in parts)]))
+        true = np.concatenate([none, *(part.true for part in parts)])
+        jumps = [part.jumps for part in parts if part.jumps is not None]
+        whole = all(part.whole for part in parts)
+        return cls(sizes, levels, true, np.concatenate(jumps) if jumps else None, whole)
 
     def steps(self, slope: int | Ints) -> Ints:
-        """Return the steps at ``slope`` relative to the true σ_k; a row each for slopes ``[m, 1]``."""
-        return _within(steps_of(slope, self.levels) + (self.levels - self.true), FINEST, COARSEST)
+        """Return the steps at ``slope``, those of levels relative to the true σ_k; a row each for slopes ``[m, 1]``."""
+        steps = steps_of(slope, self.levels, self.jumps)
+        relative = _within(steps + (self.levels - self.true), FINEST, COARSEST)
+        return relative if self.jumps is None else np.where(steps < FIRST_LENGTH, relative, steps)
+
+    def bits(self, slope: int | Ints) -> Doubles:
+        """Return what the codes of every block are expected to take at ``slope``; a row each for slopes ``[m, 1]``."""
+        steps = self.steps(slope)
+        if self.whole:
+            return quantizers.bits_of(steps, self.sizes)
+        bits: Doubles = self.sizes * quantizers.nominal()[0][steps - FINEST]
+        return bits
+
+    def error(self, slope: int) -> Doubles:
+        """Return the expected relative squared error of every block at ``slope``."""
+        steps = self.steps(slope)
+        if self.whole:
+            return quantizers.error_of(steps, self.sizes)
+        error: Doubles = quantizers.nominal()[1][steps - FINEST]
+        return error
 
 
-def steps_of(slope: int | Ints, levels: Ints) -> Ints:
-    """Return the step t of every block relative to its level, int64 from FINEST to COARSEST, for ``slope`` and the
-    blocks' ``levels``, all in 1/2048 octave."""
+def steps_of(slope: int | Ints, levels: Ints, jumps: Ints | None = None) -> Ints:
+    """Return the step t of every block relative to its level (``quantizers.py``), int64, for ``slope`` and the blocks'
+    ``levels``, all in 1/2048 octave. Without ``jumps``, none is sent as directions."""
     u = slope - levels
     steps: Ints = _steps()[_within(u, FINEST, _LAST_NODE) - FINEST]
-    return steps
+    if jumps is None:
+        return steps
+    lengths = _length_steps()
+    return np.where(u < jumps, steps, lengths[_within(u - EARLY, 0, lengths.size - 1)])
+
+
+def jumps_of(places: Ints, first: int) -> Ints:
+    """Return at which u the blocks at ``places`` k become directions, int64: from ``first`` on, EARLY or LATE."""
+    jumps: Ints = first + ((places * _GOLDEN & 0xFFFF) * _SPREAD >> 16)
+    return jumps
 
 
 @functools.cache
 def _steps() -> Ints:
     """T at every u from FINEST to the last node."""
     u = np.arange(FINEST, _LAST_NODE + 1)
-    node = np.clip((u - _FIRST_NODE) // _NODE_UNITS, 0, len(NODES) - 2)
-    part = u - _FIRST_NODE - node * _NODE_UNITS
-    nodes = np.array(NODES)
-    between = nodes[node] + (nodes[node + 1] - nodes[node]) * part // _NODE_UNITS
-    return np.where(u < _FIRST_NODE, u, between)
+    return np.where(u < _FIRST_NODE, u, _between(NODES, np.maximum(u - _FIRST_NODE, 0)))
+
+
+@functools.cache
+def _length_steps() -> Ints:
+    """T at every u from that of the first length on."""
+    return FIRST_LENGTH + _between(LENGTH_NODES, np.arange((len(LENGTH_NODES) - 1) * _NODE_UNITS + 1))
+
+
+def _between(table: Sequence[int], u: Ints) -> Ints:
+    """Return what lies at ``u`` >= 0 between nodes a quarter of an octave apart."""
+    nodes, node = np.array(table), np.minimum(u // _NODE_UNITS, len(table) - 2)
+    part = u - node * _NODE_UNITS
+    between: Ints = nodes[node] + (nodes[node + 1] - nodes[node]) * part // _NODE_UNITS
+    return between
 
 
 def _within(x: Ints, least: int, most: int) -> Ints:
@@ -89,13 +148,13 @@ def _within(x: Ints, least: int, most: int) -> Ints:
 
 def bits_at(slope: int, blocks: Sequence[Levels]) -> float:
     """Return how many bits the codes of all ``blocks`` are expected to take."""
-    return sum(float(part.sizes @ rate_of(part.steps(slope))) for part in blocks)
+    return sum(float(part.bits(slope).sum()) for part in blocks)
 
 
 def error_at(slope: int, blocks: Levels) -> float:
     """Return the expected squared error of ``blocks``, in the units of x²."""
     variance = np.exp2(2 * blocks.true / UNITS)
-    return float(blocks.sizes @ (variance * error_of(blocks.steps(slope))))
+    return float(blocks.sizes @ (variance * blocks.error(slope)))
 
 
 def price_of_bit(slope: int) -> float:
@@ -105,7 +164,7 @@ def price_of_bit(slope: int) -> float:
 
 def cost_of(slope: int, energy: Doubles, sizes: Ints) -> tuple[Doubles, Doubles]:
     """Return cost, error and λ times bits, and error of runs of ``energy`` float64 ``[.., runs]`` and of ``sizes``
-    coordinates, each with a step of its own, summed over the last axis."""
+    coordinates, each with a step of its own, or as directions, summed over the last axis."""
     u = _relative(slope, energy / sizes)
     cost, error = _costs()
     price = price_of_bit(slope)
@@ -114,9 +173,9 @@ def cost_of(slope: int, energy: Doubles, sizes: Ints) -> tuple[Doubles, Doubles]
 
 def parts_of(slope: int, weights: Doubles, variance: Doubles) -> tuple[Doubles, Doubles]:
     """Return v and R of runs of ``variance`` ``[n, runs]`` if an error costs ``weights`` ``[n]`` times itself."""
-    u = _relative(slope, variance * weights[:, None])
-    steps = _steps()[np.minimum(u, _LAST_NODE - FINEST)]
-    return error_of(steps), rate_of(steps)
+    steps = _every_step()[_relative(slope, variance * weights[:, None])] - FINEST
+    rate, error = quantizers.nominal()
+    return error[steps], rate[steps]
 
 
 def _relative(slope: int, variance: Doubles) -> Ints:
@@ -129,12 +188,19 @@ _COARSEST_COST = _LAST_NODE - FINEST + 16 * UNITS
 
 
 @functools.cache
+def _every_step() -> Ints:
+    """T at every u from FINEST to that of the coarsest cost, of blocks that may be sent as directions."""
+    u = np.arange(FINEST, FINEST + _COARSEST_COST + 1)
+    return steps_of(0, -u, np.full_like(u, EARLY))
+
+
+@functools.cache
 def _costs() -> tuple[Doubles, Doubles]:
     """Cost and error of a coordinate in units of λ, at every u from FINEST on."""
     u = np.arange(FINEST, FINEST + _COARSEST_COST + 1)
-    steps = _steps()[np.minimum(u, _LAST_NODE) - FINEST]
-    error = error_of(steps) * np.exp2(-2 * u / UNITS) * (6 / np.log(2))
-    return error + rate_of(steps), error
+    rate, error = (of_all[_every_step() - FINEST] for of_all in quantizers.nominal())
+    weighed = error * np.exp2(-2 * u / UNITS) * (6 / np.log(2))
+    return weighed + rate, weighed
 
 
 def coarsest(blocks: Sequence[Levels]) -> int:
@@ -151,7 +217,7 @@ def solve(bits: float, blocks: Sequence[Levels]) -> int:
     ways = min(max(_AT_ONCE // max(joined.levels.size, 1), 2), 16)
     while low < high:
         slopes = low + (high - low) * np.arange(1, ways) // ways
-        fits = rate_of(joined.steps(slopes[:, None])) @ joined.sizes <= bits
+        fits = joined.bits(slopes[:, None]).sum(axis=1) <= bits
         first = int(fits.argmax()) if fits.any() else slopes.size
         if first < slopes.size:
             high = int(slopes[first])

@@ -15,7 +15,7 @@ from random import Random
 import numpy as np
 
 from fedge import seeds
-from fedge.codecs import M22, Codec
+from fedge.codecs import M22, Codec, Part
 from fedge.errors import CodecError
 from tests.fuzz.damage import DAMAGES
 from tests.support.codec_table import FAMILIES
@@ -27,6 +27,7 @@ SIZES = (0, 1, 2, 3, 7, 31, 32, 33, 34, 40, 63, 64, 65, 100, 127, 128, 129, 300,
 LARGE = (4095, 4096, 4097, 4127, 4128, 5000, 8192, 8225, 12_345)
 ABSURD = (-(2**63), -1, 65_537, 2**20, 2**31 - 1, 2**32 - 1, 2**40, 2**63)
 LARGEST = 65_536
+COLUMNS = 32  # of matrices
 # Three bytes of M22's stand for any number of zeros: 2^32 - 1 would be decoded, to the 16 GiB that were asked for.
 MOST_ZEROS = 2**20
 # Measured at 100 to 65,536 coordinates: 4 bytes for each, 30 with a mask, 40 in NumPy, which also fills a few tables.
@@ -47,8 +48,9 @@ class Case:
 
 
 @functools.cache
-def originals(mode: int, size: int) -> tuple[bytes, bytes, bytes]:
-    """Return sound payloads of three vectors: like a normal one, sparse with huge numbers, and subnormal.
+def originals(mode: int, size: int) -> tuple[bytes, ...]:
+    """Return sound payloads of three vectors: like a normal one, sparse with huge numbers, and subnormal; then of those
+    three, and of a matrix of low rank, as a device sends them.
 
     From integers alone, so that every machine begins with the same bytes.
     """
@@ -56,7 +58,11 @@ def originals(mode: int, size: int) -> tuple[bytes, bytes, bytes]:
     codec = family.at_rate(rate)
     normal = sum(seeds.uniform(stream, size) for stream in range(4)) - 2.0
     sparse = np.where(seeds.uniform(5, size) < 0.03, normal * 1.5e38, 0.0)
-    return tuple(codec.encode(x, seed=9) for x in (normal, sparse, normal * 1e-41))
+    rows = -(-size // COLUMNS)
+    ranked = (4 * seeds.uniform(6, rows)[:, None] * (seeds.uniform(7, COLUMNS) - 0.5)).ravel()[:size] + normal / 16
+    vectors = [x.astype(np.float32) for x in (normal, sparse, normal * 1e-41)]
+    thorough = [codec.encode_all([Part(x, 9, (COLUMNS, 0))])[0] for x in (*vectors, ranked.astype(np.float32))]
+    return (*(codec.encode(x, seed=9) for x in vectors), *thorough)
 
 
 def draw(rng: Random) -> Case:

@@ -75,6 +75,20 @@ INLINE double product_of(const float *y, const float *q, int n) {
     return total_of(&sums);
 }
 
+/* Rotate block k into a. */
+INLINE void rotate_coded(const CodeJob *job, Py_ssize_t k, float *a, float *b) {
+    int n = (int)job->sizes[k];
+    uint64_t number = (uint64_t)job->numbers[k];
+    const float *x = job->x + job->starts[k];
+    if (n == BLOCK) {
+        Ahead ahead = {(uintptr_t)(k ? job->x + job->starts[k - 1] : x)};
+        rotate(x, a, job->factor[k], job->base, number, &ahead);
+    } else {
+        for (int i = 0; i < n; i++) a[i] = x[i] * job->factor[k];
+        rotate_tail(a, b, n, job->base, SETS_PER_BLOCK * number);
+    }
+}
+
 /* From the last block to the first, because the range coder works backwards. */
 ISA static void encode_codes(CodeJob *job) {
     uint8_t *to = job->end_of_words;
@@ -84,15 +98,7 @@ ISA static void encode_codes(CodeJob *job) {
         float a[BLOCK + LANES] __attribute__((aligned(LINE))), b[BLOCK + LANES] __attribute__((aligned(LINE)));
         uint8_t symbols[BLOCK + LANES] __attribute__((aligned(LINE))), rest[BLOCK + LANES] __attribute__((aligned(LINE)));
         int n = (int)job->sizes[k];
-        uint64_t number = (uint64_t)job->numbers[k];
-        const float *x = job->x + job->starts[k];
-        if (n == BLOCK) {
-            Ahead ahead = {(uintptr_t)(k ? job->x + job->starts[k - 1] : x)};
-            rotate(x, a, job->factor[k], job->base, number, &ahead);
-        } else {
-            for (int i = 0; i < n; i++) a[i] = x[i] * job->factor[k];
-            rotate_tail(a, b, n, job->base, SETS_PER_BLOCK * number);
-        }
+        rotate_coded(job, k, a, b);
         Ruler ruler = ruler_of(job, k);
         memset(a + n, 0, sizeof(float) * LANES);
         count_steps(a, ruler, n, symbols, rest, b);
@@ -150,27 +156,33 @@ ISA static void finish_full(const CodeJob *job, float *a, uint64_t number, Py_ss
         deliver_block(job->target, a, lanes, factor, (void *)out, job->weight);
 }
 
+/* Undo the rotation of block k, whose decoded coordinates, but for their multiplier, are in a, and hand it over. */
+INLINE void finish_coded(const CodeJob *job, Py_ssize_t k, float *a, float *b) {
+    int n = (int)job->sizes[k];
+    uint64_t number = (uint64_t)job->numbers[k];
+    Py_ssize_t first = (Py_ssize_t)job->starts[k];
+    float factor = job->scale[k];
+    if (job->received) {
+        double scaled = factor * drop_unreceived(a, n, job->received + first);
+        factor = (float)(scaled > FLT_MAX ? FLT_MAX : scaled < -FLT_MAX ? -FLT_MAX : scaled);
+    }
+    if (n == BLOCK) {
+        finish_full(job, a, number, first, factor);
+    } else {
+        unrotate_tail(a, b, n, job->base, SETS_PER_BLOCK * number);
+        deliver_other(job, a, first, n, factor);
+    }
+}
+
 /* The blocks whose codes were read, into or onto `out`. */
 ISA static void decode_codes(CodeJob *job) {
     for (Py_ssize_t k = 0; k < job->blocks; k++) {
         float a[BLOCK + LANES] __attribute__((aligned(LINE))), b[BLOCK + LANES] __attribute__((aligned(LINE)));
         uint8_t rest[BLOCK + LANES] __attribute__((aligned(LINE)));
         int n = (int)job->sizes[k];
-        uint64_t number = (uint64_t)job->numbers[k];
-        Py_ssize_t first = (Py_ssize_t)job->starts[k];
         Ruler ruler = ruler_of(job, k);
-        float factor = job->scale[k];
         if (ruler.low) unpack(job->low_bits + job->low_starts[k], n, ruler.low, rest);
         values_of(job->symbols + job->symbol_starts[k], rest, ruler, n == BLOCK ? 1.0f / BLOCK : 1.0f, n, a);
-        if (job->received) {
-            double scaled = factor * drop_unreceived(a, n, job->received + first);
-            factor = (float)(scaled > FLT_MAX ? FLT_MAX : scaled < -FLT_MAX ? -FLT_MAX : scaled);
-        }
-        if (n == BLOCK) {
-            finish_full(job, a, number, first, factor);
-        } else {
-            unrotate_tail(a, b, n, job->base, SETS_PER_BLOCK * number);
-            deliver_other(job, a, first, n, factor);
-        }
+        finish_coded(job, k, a, b);
     }
 }

@@ -96,6 +96,9 @@ enum {
     MOST_LANES = 16,
     LOWEST_STATE = 1 << 15,
     ROOM_OF_A_BLOCK = 2 * BLOCK + 64,
+    DIRECTIONS = 1 << 15, /* of a group of SHORTEST_GROUP to LONGEST_GROUP coordinates: spherical.py */
+    SHORTEST_GROUP = 16,
+    LONGEST_GROUP = 1024,
 };
 
 /* Blocks that are entropy coded, one entry a block in every array: block_codes.py. */
@@ -122,7 +125,19 @@ typedef struct {
     int coded_class;                          /* encode: whose these are, by code counted from -last */
     uint32_t reciprocal[2 * MOST_LEVELS], packed[2 * MOST_LEVELS]; /* 4096 - f | bias << 12 | shift << 25 */
     uint32_t *slots[MOST_CLASSES];            /* decode: per slot  code | (slot - start) << 8 | f << 20 */
+    const int64_t *groups;                    /* directions: how many groups each block has; symbol_starts counts them */
+    const int16_t *signs;                     /* [DIRECTIONS], ±1: spherical.py */
+    uint8_t *said;                            /* words u16, group after group */
 } CodeJob;
+
+/* Of a block in `groups`: where group k begins, and the power of two that the longest fits in. */
+static inline int edge_of(int k, int size, int groups) { return (int)((int64_t)k * size / groups); }
+
+static inline int order_of(int size, int groups) {
+    int longest = (size + groups - 1) / groups, order = SHORTEST_GROUP;
+    while (order < longest) order *= 2;
+    return order;
+}
 
 /* Make room below `to` for the words of one more block: a code takes at most one. Returns where `to` is now, or NULL.
  * Room for the worst case of all blocks would be four times as much as is used, and new pages every time. */
@@ -188,6 +203,7 @@ typedef struct {
     void (*encode_codes)(CodeJob *);
     int (*read_codes)(CodeJob *);
     void (*decode_codes)(CodeJob *);
+    void (*encode_directions)(CodeJob *), (*decode_directions)(CodeJob *);
 } Kernels;
 
 extern const Kernels fedge_avx512, fedge_avx2, fedge_baseline;

@@ -1,9 +1,9 @@
 /* EDEN's hot loops, included once per instruction set after one of the vectors_*.h, which define
  *
- *     Floats, Ints        vectors of W numbers of 32 bits
+ *     Floats, Ints        vectors of W numbers of 32 bits; Shorts, of 2·W whole numbers of 16
  *     difference          a - b, which a butterfly takes at FUSED_DISTANCES: a sum of 1, 2, 4, 8
  *     transpose           of a W × W tile in W vectors, but for what exchange_halves does: with vectors n and n + W/2
- *     larger              of two Ints, one by one
+ *     larger              of two Ints, one by one; larger_short, of two Shorts; magnitude_short, of one
  *     count_above         count + 1 where a > b
  *     smaller             the smaller of x and a limit
  *     complement          k, or ~k where x is negative

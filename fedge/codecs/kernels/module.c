@@ -1,4 +1,5 @@
-/* The Python side of EDEN's hot loops (M22's are in `sparse*.c`, FedLite's in `product.c` and `indices.c`): checks,
+/* The Python side of EDEN's hot loops (directions are in `spherical.c`, M22's in `sparse*.c`,
+ * FedLite's in `product.c` and `indices.c`): checks,
  * memory, and the choice among the copies in `avx512.c`, `avx2.c` and
  * `baseline.c`, which are `kernels.h` compiled for each instruction set. Nothing is global but that choice, and the GIL
  * is released while they run.
@@ -6,6 +7,7 @@
 
 #include "job.h"
 #include "product.h"
+#include "spherical_entries.h"
 #include "sparse.h"
 
 static const Kernels *const ALL[] = {
@@ -16,6 +18,8 @@ static const Kernels *const ALL[] = {
     &fedge_baseline,
 };
 static const Kernels *kernels;
+
+const Kernels *fedge_kernels(void) { return kernels; }
 
 static int choose(const char *name) {
     for (size_t k = 0; k < sizeof ALL / sizeof *ALL; k++)
@@ -407,6 +411,8 @@ static PyMethodDef methods[] = {
     {"encode_codes", encode_codes, METH_VARARGS, encode_codes_doc},
     {"decode_codes", decode_codes, METH_VARARGS, decode_codes_doc},
     {"energies", energies, METH_VARARGS, energies_doc},
+    {"encode_directions", fedge_encode_directions, METH_VARARGS, "see spherical.c"},
+    {"decode_directions", fedge_decode_directions, METH_VARARGS, "see spherical.c"},
     {"measure", fedge_measure, METH_VARARGS, "measure(values, bins, counts, lows); see sparse.c"},
     {"between", fedge_between, METH_VARARGS, "between(values, least, below, found); see sparse.c"},
     {"select", fedge_select, METH_VARARGS, "select(values, least, bitmap, taken); see sparse.c"},

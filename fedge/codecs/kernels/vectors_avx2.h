@@ -8,6 +8,11 @@
 
 typedef float Floats __attribute__((vector_size(32)));
 typedef int32_t Ints __attribute__((vector_size(32)));
+typedef int16_t Shorts __attribute__((vector_size(32)));
+
+INLINE Shorts larger_short(Shorts a, Shorts b) { return (Shorts)_mm256_max_epi16((__m256i)a, (__m256i)b); }
+
+INLINE Shorts magnitude_short(Shorts x) { return (Shorts)_mm256_abs_epi16((__m256i)x); }
 
 INLINE Ints count_above(Ints count, Floats a, Floats b) { return count - (Ints)(a > b); }
 

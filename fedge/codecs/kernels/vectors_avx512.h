@@ -12,6 +12,11 @@
 
 typedef float Floats __attribute__((vector_size(64)));
 typedef int32_t Ints __attribute__((vector_size(64)));
+typedef int16_t Shorts __attribute__((vector_size(64)));
+
+INLINE Shorts larger_short(Shorts a, Shorts b) { return (Shorts)_mm512_max_epi16((__m512i)a, (__m512i)b); }
+
+INLINE Shorts magnitude_short(Shorts x) { return (Shorts)_mm512_abs_epi16((__m512i)x); }
 
 INLINE Ints count_above(Ints count, Floats a, Floats b) {
     __mmask16 above = _mm512_cmp_ps_mask((__m512)a, (__m512)b, _CMP_GT_OQ);

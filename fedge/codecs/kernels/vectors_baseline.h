@@ -7,6 +7,7 @@
 
 typedef float Floats __attribute__((vector_size(16)));
 typedef int32_t Ints __attribute__((vector_size(16)));
+typedef int16_t Shorts __attribute__((vector_size(16)));
 
 #if defined(__has_builtin)
 #if __has_builtin(__builtin_shufflevector)
@@ -16,6 +17,10 @@ typedef int32_t Ints __attribute__((vector_size(16)));
 #ifndef SHUFFLE
 #define SHUFFLE(a, b, i, j, k, l) __builtin_shuffle(a, b, (Ints){i, j, k, l})
 #endif
+
+INLINE Shorts larger_short(Shorts a, Shorts b) { return (a & (a > b)) | (b & ~(a > b)); }
+
+INLINE Shorts magnitude_short(Shorts x) { return (x ^ (x >> 15)) - (x >> 15); }
 
 INLINE Ints count_above(Ints count, Floats a, Floats b) { return count - (Ints)(a > b); }
 

@@ -17,8 +17,7 @@ if SETS:
 def blocks_of(sizes: list[int], steps: list[int]) -> Blocks:
     """Blocks of standard normal coordinates at steps t."""
     t, count = np.array(steps, np.int64), np.array(sizes, np.int64)
-    low = gaussian.low_bits(t)
-    return Blocks(count, 3 * np.arange(count.size), np.ones(count.size), t, low, gaussian.class_of(t, low))
+    return Blocks.of(count, 3 * np.arange(count.size), np.ones(count.size), t)
 
 
 def every_class() -> Blocks:

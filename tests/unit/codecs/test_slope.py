@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from fedge.codecs import gaussian, slope
+from fedge.codecs import gaussian, quantizers, slope
 from fedge.codecs.gaussian import COARSEST, FINEST, UNITS
 from fedge.codecs.slope import Levels
 
@@ -75,3 +75,37 @@ def test_what_is_spent_follows_from_the_true_level_and_not_from_the_rounded_one(
     blocks = Levels(np.array([4096]), rounded, true)
     assert blocks.steps(-700) == slope.steps_of(-700, rounded) + 500
     assert slope.bits_at(-700, [blocks]) < slope.bits_at(-700, [known(np.array([4096]), rounded)])
+
+
+def directed(sizes: np.ndarray, levels: np.ndarray) -> Levels:
+    """Blocks that may be sent as directions."""
+    return Levels(sizes, levels, levels, slope.jumps_of(np.arange(sizes.size), slope.EARLY))
+
+
+def test_directions_are_sent_where_they_cost_less_and_as_long_as_is_best():
+    rate, error = quantizers.nominal()
+    for u in range(-UNITS, 15 * UNITS // 2, 64):
+        cost = error * np.exp2(-2 * u / UNITS) * 6 / np.log(2) + rate
+        for place in (0, 1, 5, 12):
+            t = int(slope.steps_of(u, np.zeros(1, np.int64), slope.jumps_of(np.array([place]), slope.EARLY))[0])
+            assert cost[t - FINEST] < 1.02 * cost.min()
+            if u > 13 * UNITS // 8:
+                assert t >= quantizers.FIRST_LENGTH and cost[t - FINEST] < 1.003 * cost.min()
+
+
+def test_alike_blocks_become_directions_one_after_the_other():
+    blocks = directed(np.full(64, 4096), np.zeros(64, np.int64))
+    bits = np.array([slope.bits_at(u, [blocks]) for u in range(3 * UNITS // 2 - 64, 13 * UNITS // 8 + 64)]) / (
+        64 * 4096
+    )
+    assert (np.diff(bits) <= 0).all() and np.diff(bits).min() > -0.01
+    assert bits[0] > 1.05 and bits[-1] < 0.78
+
+
+@pytest.mark.parametrize("bits", [0.03, 0.1, 0.25, 0.5, 0.75, 1.0, 2.0])
+def test_a_budget_is_used_up_with_directions_too(bits):
+    rng = np.random.default_rng(0)
+    blocks = directed(np.full(200, 4096), rng.integers(-UNITS, UNITS, 200))
+    budget = bits * 200 * 4096
+    found = slope.solve(budget, [blocks])
+    assert 0.995 * budget < slope.bits_at(found, [blocks]) <= budget
