@@ -166,7 +166,7 @@ def _encode_directions(x: Vector, blocks: Blocks, seed: int, products: Doubles) 
     if kernels is not None:
         words = np.empty(int(blocks.groups[chosen].sum()), "<u2")
         found = np.zeros(int(np.count_nonzero(chosen)))
-        arrays = _arrays(blocks, chosen, np.ones(chosen.size, np.float32))
+        arrays = _arrays(blocks, chosen, blocks.inverse)
         kernels.encode_directions(x, seed, *arrays, blocks.groups[chosen], spherical.signs(), words, found)
         products[chosen] = found
         return words.tobytes()

@@ -42,7 +42,7 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 
-from fedge.codecs import block_scales, gaussian, grouping, quantizers, slope
+from fedge.codecs import block_scales, gaussian, grouping, quantizers, slope, spherical
 from fedge.codecs.base import LARGEST, Mask, Sum, Vector, add_weighted, check_finite, drop_and_rescale
 from fedge.codecs.block_codes import Blocks, decode_blocks, encode_blocks, energies
 from fedge.codecs.factors import Factors, read_factors, shape_of
@@ -270,6 +270,7 @@ def prepare_reading() -> None:
     in its middle no longer finds room there for large arrays.
     """
     gaussian.frequencies()
+    spherical.signs()
     one = grouping.cut([BLOCK])
     blocks = _blocks(one, 1.0, np.full(1, block_scales.HIGHEST), 0, None, slope.EARLY)
     block_scales.multipliers(blocks.sigma, blocks.steps, one.sizes, np.zeros(1, np.uint8))
