@@ -18,7 +18,8 @@ coded, and blocks get their rates by equal slope: the same bits where all blocks
 
     vNMSE     9.93   1.61   .535   .0976   .0227   .00559   2.17e-5
 
-and several times less on real updates (``entropy.py``). A payload says itself which it is; either object reads both.
+a fifth less below a bit where there is time to look for directions, and several times less on real updates
+(``entropy.py``). A payload says itself which it is; either object reads both.
 
 Layout of the fixed form, little-endian, F full blocks, then a last block of r = n mod 4096 coordinates ("tail" if
 r >= 32); version 4, which is written where b > 1 is no whole number, has two tails instead where that would leave

@@ -25,7 +25,9 @@ Layout, little-endian, of n coordinates:
     low bits      per block that has them, packed (``packing.py``), filled up to whole bytes
     high parts    states u32, then words u16 (``rans.py``)
 
-Versions 2 and 6 are written, 6 where a vector is looked at thoroughly; 5 is read.
+Versions 2 and 6 are written; 5 is read. All vectors that are encoded together have version 6 where one of them is
+looked at thoroughly, unless levels alone are expected to leave less error, which happens to a few dozen coordinates;
+their scale is less sure than that of directions (``block_scales.py``).
 
 How blocks are cut follows from n or from the classes, and from there on blocks come in that order, after those of
 factors, which have the first block numbers. A block whose scale is zero has neither low bits nor codes.
@@ -387,6 +389,8 @@ def error(data: bytes, size: int) -> float:
 def _read_raw(data: bytes, size: int, received: Mask | None) -> Vector:
     if len(data) != 1 + 4 * size:
         raise CodecError(f"expected {1 + 4 * size} bytes for {size} coordinates, got {len(data)}")
+    if size and data[0] != VERSION:
+        raise CodecError(f"expected version {VERSION} of fewer than {SMALLEST_ROTATED} coordinates, got {data[0]}")
     x: Vector = np.frombuffer(data, "<f4", size, 1).astype(np.float32)
     if not np.isfinite(x).all():
         raise CodecError(f"expected finite raw coordinates, got {x[~np.isfinite(x)][0]}")

@@ -26,7 +26,7 @@ from fedge.codecs.plan import SMALLEST_ROTATED
 from fedge.codecs.slope import Levels
 from fedge.errors import CodecError
 
-WORTH_GROUPING, WORTH_FACTORS = 0.97, 0.98
+WORTH_GROUPING, WORTH_FACTORS, WORTH_LEVELS = 0.97, 0.98, 0.95
 _PASSES = 4  # of looking for factors, each at the slope that those of the last have left
 
 
@@ -155,10 +155,13 @@ class _Choice:
         budget = _left_for_codes(budget, ways)
         if any(way.subject.jump is None for way in ways.values()):
             return cls._at(ways, budget)
-        # Factors are written by those alone who may write directions.
-        jumps = [slope.LATE] if any(way.subject.lead for way in ways.values()) else [slope.LATE, None]
-        others = [{i: way.jumping(jump) for i, way in ways.items()} for jump in jumps]
-        return min((cls._at(each, budget) for each in (ways, *others)), key=lambda choice: choice.error)
+        late = {i: way.jumping(slope.LATE) for i, way in ways.items()}
+        best = min(cls._at(ways, budget), cls._at(late, budget), key=lambda choice: choice.error)
+        if any(way.subject.lead for way in ways.values()):
+            return best  # who writes factors may write directions
+        # A few dozen coordinates may have bits for levels and none for a group. Their scale is less sure then.
+        never = cls._at({i: way.jumping(None) for i, way in ways.items()}, budget)
+        return never if never.error < WORTH_LEVELS * best.error else best
 
     @classmethod
     def _at(cls, ways: Mapping[int, Sketch], budget: float) -> _Choice:

@@ -4,7 +4,7 @@ Blocks k of n_k coordinates and variance σ_k², quantized with step s_k·σ_k, 
 
     min Σ n_k σ_k² v(s_k)   subject to   Σ n_k R(s_k) <= bits        =>        -σ_k² dv/dR (s_k) = λ for all k
 
-(v and R of ``gaussian.py``; reverse water-filling with the curve of a real code: Cover & Thomas, Elements of
+(v and R of ``quantizers.py``; reverse water-filling with the curve of a real code: Cover & Thomas, Elements of
 Information Theory, section 10.3.3). Fine steps have -dv/dR = s² ln 2/6, so blocks of much energy get one absolute step,
 2^(slope/2048) = √(6 λ/ln 2); blocks of little energy get coarser ones, but never none: the estimate stays unbiased
 block by block. With u = log2(√(6λ/ln 2)/σ_k), the step is s_k = 2^T(u), and T is shipped as a table, because both ends
@@ -80,7 +80,10 @@ class Levels:
         return cls(sizes, levels, true, np.concatenate(jumps) if jumps else None, whole)
 
     def steps(self, slope: int | Ints) -> Ints:
-        """Return the steps at ``slope``, those of levels relative to the true σ_k; a row each for slopes ``[m, 1]``."""
+        """Return the steps at ``slope``, those of levels relative to the true σ_k; a row each for slopes ``[m, 1]``.
+
+        How many groups a block is cut into does not depend on σ_k.
+        """
         steps = steps_of(slope, self.levels, self.jumps)
         relative = _within(steps + (self.levels - self.true), FINEST, COARSEST)
         return relative if self.jumps is None else np.where(steps < FIRST_LENGTH, relative, steps)
@@ -209,7 +212,10 @@ def coarsest(blocks: Sequence[Levels]) -> int:
 
 
 def solve(bits: float, blocks: Sequence[Levels]) -> int:
-    """Return the finest slope at which all ``blocks`` take at most ``bits``; the coarsest if none does."""
+    """Return the finest slope at which all ``blocks`` take at most ``bits``; the coarsest if none does.
+
+    Whole groups of a small block may take more at a coarser slope; it is one of the finest then.
+    """
     joined = Levels.joined(blocks)
     low = FINEST + (int(joined.levels.min()) if joined.levels.size else 0)
     high = coarsest(blocks)

@@ -49,8 +49,8 @@ class Case:
 
 @functools.cache
 def originals(mode: int, size: int) -> tuple[bytes, ...]:
-    """Return sound payloads of three vectors: like a normal one, sparse with huge numbers, and subnormal; then of those
-    three, and of a matrix of low rank, as a device sends them.
+    """Return sound payloads of three vectors: like a normal one, sparse with huge numbers, and subnormal; entropy-coded
+    ones also of two, of which one is a matrix of low rank, as a device sends them.
 
     From integers alone, so that every machine begins with the same bytes.
     """
@@ -58,11 +58,13 @@ def originals(mode: int, size: int) -> tuple[bytes, ...]:
     codec = family.at_rate(rate)
     normal = sum(seeds.uniform(stream, size) for stream in range(4)) - 2.0
     sparse = np.where(seeds.uniform(5, size) < 0.03, normal * 1.5e38, 0.0)
+    alone = tuple(codec.encode(x, seed=9) for x in (normal, sparse, normal * 1e-41))
+    if codec.name != "eden-entropy":
+        return alone
     rows = -(-size // COLUMNS)
     ranked = (4 * seeds.uniform(6, rows)[:, None] * (seeds.uniform(7, COLUMNS) - 0.5)).ravel()[:size] + normal / 16
-    vectors = [x.astype(np.float32) for x in (normal, sparse, normal * 1e-41)]
-    thorough = [codec.encode_all([Part(x, 9, (COLUMNS, 0))])[0] for x in (*vectors, ranked.astype(np.float32))]
-    return (*(codec.encode(x, seed=9) for x in vectors), *thorough)
+    vectors = (x.astype(np.float32) for x in (np.ldexp(normal, -(np.arange(size) // COLUMNS % 7)), ranked))
+    return (*alone, *(codec.encode_all([Part(x, 9, (COLUMNS, 0))])[0] for x in vectors))
 
 
 def draw(rng: Random) -> Case:

@@ -163,7 +163,7 @@ INLINE void finish_coded(const CodeJob *job, Py_ssize_t k, float *a, float *b) {
     Py_ssize_t first = (Py_ssize_t)job->starts[k];
     float factor = job->scale[k];
     if (job->received) {
-        double scaled = factor * drop_unreceived(a, n, job->received + first);
+        double more = drop_unreceived(a, n, job->received + first), scaled = more > 0 ? factor * more : 0.0;
         factor = (float)(scaled > FLT_MAX ? FLT_MAX : scaled < -FLT_MAX ? -FLT_MAX : scaled);
     }
     if (n == BLOCK) {

@@ -120,7 +120,8 @@ typedef struct {
     int lanes;
     uint32_t states[MOST_LANES];
     uint8_t *low_bits;
-    uint8_t *room, *words, *end_of_words; /* encode: words are written backwards; NULL if there was no memory */
+    uint8_t *room, *words, *end_of_words; /* encode: words are written backwards; NULL if there was no memory; of
+                                             directions, `room` is for the search */
     const uint8_t *from, *end;                /* decode: words still to read */
     int coded_class;                          /* encode: whose these are, by code counted from -last */
     uint32_t reciprocal[2 * MOST_LEVELS], packed[2 * MOST_LEVELS]; /* 4096 - f | bias << 12 | shift << 25 */

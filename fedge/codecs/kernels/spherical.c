@@ -8,7 +8,7 @@
 
 #include "spherical_entries.h"
 
-enum { ARRAYS = 7 };
+enum { ARRAYS = 7, WIDEST_VECTOR = 64 };
 
 /* Take the arrays, in this order, and check that they fit each other and `words`; 0 with an error set. */
 static int take_blocks(CodeJob *job, const Py_buffer *array, Py_ssize_t coordinates, const Py_buffer *words) {
@@ -60,9 +60,12 @@ PyObject *fedge_encode_directions(PyObject *module, PyObject *args) {
     if (products.len != array[0].len)
         PyErr_SetString(PyExc_ValueError, "expected room for one product a block");
     else if (take_blocks(&job, array, x.len / 4, &words)) {
+        job.room = aligned_alloc(WIDEST_VECTOR, 2 * LONGEST_GROUP * WIDEST_VECTOR);
+        if (!job.room) PyErr_NoMemory();
         Py_BEGIN_ALLOW_THREADS
-        fedge_kernels()->encode_directions(&job);
+        if (job.room) fedge_kernels()->encode_directions(&job);
         Py_END_ALLOW_THREADS
+        free(job.room);
     }
     free((void *)job.symbol_starts);
     release(&x, 1);

@@ -73,8 +73,8 @@ INLINE Shorts row_of(Shorts most, Shorts *x, int n) {
 }
 
 /* The nearest direction to each group, but for its sign: n·j + r. */
-INLINE Shorts nearest_at(const Shorts *z, const int16_t *signs, int n) {
-    Shorts x[LONGEST_GROUP], best = (Shorts){0} - 1, found = {0};
+INLINE Shorts nearest_at(const Shorts *z, const int16_t *signs, int n, Shorts *x) {
+    Shorts best = (Shorts){0} - 1, found = {0};
     for (int first = 0; first < DIRECTIONS; first += n) {
         most_stages(z, signs + first, n, x);
         Shorts most = highest(x, n), better = most > best;
@@ -85,11 +85,11 @@ INLINE Shorts nearest_at(const Shorts *z, const int16_t *signs, int n) {
     return found;
 }
 
-PHASE Shorts nearest_of(const Shorts *z, const int16_t *signs, int n) {
-    if (n == 16) return nearest_at(z, signs, 16);
-    if (n == 32) return nearest_at(z, signs, 32);
-    if (n == 64) return nearest_at(z, signs, 64);
-    return nearest_at(z, signs, n);
+PHASE Shorts nearest_of(const Shorts *z, const int16_t *signs, int n, Shorts *x) {
+    if (n == 16) return nearest_at(z, signs, 16, x);
+    if (n == 32) return nearest_at(z, signs, 32, x);
+    if (n == 64) return nearest_at(z, signs, 64, x);
+    return nearest_at(z, signs, n, x);
 }
 
 /* What a word says of the first `count` coordinates of its group, ±1. */
@@ -105,8 +105,8 @@ INLINE void say(uint32_t word, const int16_t *signs, int n, int count, float *to
 /* The words of a block y of `size` coordinates, and what they say, `q`. */
 ISA static void find_words(const CodeJob *job, const float *y, int size, int groups, uint8_t *words, float *q) {
     int n = order_of(size, groups);
+    Shorts *z = (Shorts *)job->room, *x = z + LONGEST_GROUP; /* too much for the stack of a thread */
     for (int group = 0; group < groups; group += GROUPS) {
-        Shorts z[LONGEST_GROUP];
         int together = groups - group < GROUPS ? groups - group : GROUPS;
         memset(z, 0, sizeof *z * (size_t)n);
         for (int l = 0; l < together; l++) {
@@ -117,7 +117,7 @@ ISA static void find_words(const CodeJob *job, const float *y, int size, int gro
             for (int i = 0; i < count; i++)
                 ((int16_t *)(z + i))[l] = (int16_t)((y[start + i] * scale + 12582912.0f) - 12582912.0f);
         }
-        Shorts found = nearest_of(z, job->signs, n);
+        Shorts found = nearest_of(z, job->signs, n, x);
         for (int l = 0; l < together; l++) {
             int start = edge_of(group + l, size, groups), count = edge_of(group + l + 1, size, groups) - start;
             uint16_t word = (uint16_t)(2 * found[l]);
