@@ -12,11 +12,13 @@ whose data is shipped; for all three tasks:
 
     python -m benchmarks.capture_updates --out DIR --data DIR
 
-Time: ns per coordinate, which is milliseconds per million, least of the repetitions, and as ratio to ``np.copyto`` into
-a buffer that exists ("/copy") and to EDEN as one would write it in torch ("torch/": how many times longer that takes,
-``codec_bench/torch_eden.py``; "published/": the same with the Hadamard transform as EDEN's authors published it, which
-is slower), on a log-normal vector with random signs. All of a line is repeated in turn. Every instruction set that this
-CPU has and ``--kernels`` names is measured, then the NumPy twin; that and torch up to 2^20.
+Updates are encoded as devices do it, which looks for low rank and directions; times are of one vector, for which
+neither is looked for. Time: ns per coordinate, which is milliseconds per million, least of the repetitions, and as
+ratio to ``np.copyto`` into a buffer that exists ("/copy") and to EDEN as one would write it in torch ("torch/": how
+many times longer that takes, ``codec_bench/torch_eden.py``; "published/": the same with the Hadamard transform as
+EDEN's authors published it, which is slower), on a log-normal vector with random signs. All of a line is repeated in
+turn. Every instruction set that this CPU has and ``--kernels`` names is measured, then the NumPy twin; that and torch
+up to 2^20.
 """
 
 from __future__ import annotations

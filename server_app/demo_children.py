@@ -94,9 +94,12 @@ class Children:
                     child.process.kill()
 
     async def start(self, name: str, arguments: Sequence[str]) -> Child:
-        """Start ``python -m ARGUMENTS``; what it prints is appended to ``logs/NAME.log``."""
+        """Start ``python -m ARGUMENTS``; what it prints is appended to ``logs/NAME.log``.
+
+        Nothing is imported from the current folder, which may hold one called ``fedge``.
+        """
         log = self.logs / f"{name}.log"
-        environment = {"OMP_NUM_THREADS": "1", **os.environ, "PYTHONUNBUFFERED": "1"}
+        environment = {"OMP_NUM_THREADS": "1", **os.environ, "PYTHONUNBUFFERED": "1", "PYTHONSAFEPATH": "1"}
         with log.open("ab") as output:
             process = await asyncio.create_subprocess_exec(
                 sys.executable,

@@ -158,7 +158,9 @@ def gain_on_real_updates(points: Sequence[Point], path: Path) -> None:
         axis.yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}×"))
         axis.yaxis.set_minor_locator(NullLocator())
     axes[0].set_ylabel("whole-vector EDEN's error over ours, same bytes")
-    figure.legend(seen.values(), seen, loc="outside lower center", ncols=1 + len(labels), frameon=False)
+    figure.legend(
+        seen.values(), seen, loc="outside lower center", ncols=min(1 + len(labels), 2 * len(tasks)), frameon=False
+    )
     _save(figure, path)
 
 

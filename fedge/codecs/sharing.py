@@ -27,7 +27,7 @@ from fedge.codecs.slope import Levels
 from fedge.errors import CodecError
 
 WORTH_GROUPING, WORTH_FACTORS, WORTH_LEVELS = 0.97, 0.98, 0.95
-_PASSES = 4  # of looking for factors, each at the slope that those of the last have left
+_PASSES = 8  # of looking for factors, each at the slope that those of the last have left
 
 
 def encode_together(parts: Sequence[tuple[Vector, int, Chunks, bool]], bits: float, most_bytes: int) -> list[bytes]:

@@ -41,6 +41,14 @@ def processes_naming(folder: Path) -> list[str]:
     return found
 
 
+async def test_a_folder_called_fedge_is_in_nobodys_way(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "fedge").mkdir()
+    monkeypatch.chdir(tmp_path)
+    plan = altered(default_plan(), {"rounds": 1, "cohort": {"devices": 2}})
+    outcome = await play(Demo(plan, devices=2), tmp_path / "report", Silent())
+    assert [r.phase for r in outcome.result.rounds] == [RoundPhase.CLOSED]
+
+
 async def test_the_bytes_a_demo_prints_are_the_bytes_that_crossed_the_sockets(tmp_path: Path) -> None:
     proxies: list[Proxy] = []
 
