@@ -29,7 +29,7 @@ def with_values(frames: list[bytes], value: float) -> bytes:
 def with_scale(frames: list[bytes], scale: float) -> bytes:
     """Return an entropy-coded frame of ``frames``, not grouped, whose largest scale is ``scale``."""
     frame = next(frame for frame in map(read_frame, frames) if frame.codec == 1)
-    assert frame.payload[0] == 2 and not frame.payload[1] & 4
+    assert frame.payload[0] in (2, 6) and not frame.payload[1] & 4
     payload = frame.payload[:4] + np.float32(scale).tobytes() + frame.payload[8:]
     return Frame(frame.codec, frame.segment, frame.count, frame.bits, payload).to_bytes()
 
