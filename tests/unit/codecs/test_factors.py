@@ -47,7 +47,7 @@ def test_a_matrix_without_structure_has_no_factors():
 @pytest.mark.parametrize("bits", [0.5, 1, 3])
 @pytest.mark.parametrize("rank", [1, 3])
 def test_errors_average_out_whatever_the_factors(bits, rank):
-    x, codec, trials = low_rank(rank), Eden(bits, "entropy"), 400
+    x, codec, trials = low_rank(rank), Eden(bits, "entropy"), 200
     total, single = np.zeros(x.size), 0.0
     for seed in range(trials):
         data = encode(bits, x, seed)
