@@ -131,6 +131,21 @@ typedef struct {
     uint8_t *said;                            /* words u16, group after group */
 } CodeJob;
 
+/* Whether each of `arrays` has `count` entries of so many bytes; 0 with an error set. */
+static inline int one_entry_a_block(const Py_buffer *array, const Py_ssize_t *item, int arrays, Py_ssize_t count) {
+    for (int i = 0; i < arrays; i++)
+        if (array[i].len != count * item[i]) {
+            PyErr_SetString(PyExc_ValueError, "expected one entry a block in every array");
+            return 0;
+        }
+    return 1;
+}
+
+static inline void release(Py_buffer *buffers, int count) {
+    for (int i = 0; i < count; i++)
+        if (buffers[i].obj) PyBuffer_Release(&buffers[i]);
+}
+
 /* Of a block in `groups`: where group k begins, and the power of two that the longest fits in. */
 static inline int edge_of(int k, int size, int groups) { return (int)((int64_t)k * size / groups); }
 

@@ -188,11 +188,7 @@ enum { ARRAYS = 8 };
 static int take_blocks(CodeJob *job, Py_buffer *array, Py_ssize_t coordinates, Py_ssize_t *low_bytes) {
     static const Py_ssize_t item[ARRAYS] = {8, 8, 8, 4, 4, 1, 1, 2};
     Py_ssize_t count = array[0].len / 8;
-    for (int i = 0; i < ARRAYS - 1; i++)
-        if (array[i].len != count * item[i]) {
-            PyErr_SetString(PyExc_ValueError, "expected one entry a block in every array");
-            return 0;
-        }
+    if (!one_entry_a_block(array, item, ARRAYS - 1, count)) return 0;
     job->blocks = count;
     job->starts = array[0].buf, job->sizes = array[1].buf, job->numbers = array[2].buf;
     job->factor = array[3].buf, job->scale = array[4].buf;
@@ -226,11 +222,6 @@ static void count_levels(CodeJob *job, Py_ssize_t classes, uint8_t *last) {
             if (job->frequencies[c * MOST_LEVELS + h]) last[c] = (uint8_t)h;
     }
     job->last = last;
-}
-
-static void release(Py_buffer *buffers, int count) {
-    for (int i = 0; i < count; i++)
-        if (buffers[i].obj) PyBuffer_Release(&buffers[i]);
 }
 
 static PyObject *encode_checked_codes(CodeJob *job, Py_ssize_t low_bytes) {

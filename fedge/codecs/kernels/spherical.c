@@ -14,11 +14,7 @@ enum { ARRAYS = 7, WIDEST_VECTOR = 64 };
 static int take_blocks(CodeJob *job, const Py_buffer *array, Py_ssize_t coordinates, const Py_buffer *words) {
     static const Py_ssize_t item[ARRAYS - 1] = {8, 8, 8, 4, 4, 8};
     Py_ssize_t count = array[0].len / 8;
-    for (int i = 0; i < ARRAYS - 1; i++)
-        if (array[i].len != count * item[i]) {
-            PyErr_SetString(PyExc_ValueError, "expected one entry a block in every array");
-            return 0;
-        }
+    if (!one_entry_a_block(array, item, ARRAYS - 1, count)) return 0;
     job->blocks = count;
     job->starts = array[0].buf, job->sizes = array[1].buf, job->numbers = array[2].buf;
     job->factor = array[3].buf, job->scale = array[4].buf, job->groups = array[5].buf, job->signs = array[6].buf;
@@ -40,11 +36,6 @@ static int take_blocks(CodeJob *job, const Py_buffer *array, Py_ssize_t coordina
     if (words->len == 2 * groups && array[6].len == 2 * DIRECTIONS) return 1;
     PyErr_Format(PyExc_ValueError, "expected %lld words and %d signs", (long long)groups, DIRECTIONS);
     return 0;
-}
-
-static void release(Py_buffer *buffers, int count) {
-    for (int i = 0; i < count; i++)
-        if (buffers[i].obj) PyBuffer_Release(&buffers[i]);
 }
 
 PyObject *fedge_encode_directions(PyObject *module, PyObject *args) {
