@@ -11,6 +11,7 @@ from fedge.codecs import (
     native_available,
     native_status,
     quantizers,
+    slope,
     spherical,
 )
 from fedge.codecs.block_codes import Blocks, decode_blocks, encode_blocks
@@ -137,6 +138,17 @@ def test_a_few_blocks_have_no_more_error_than_levels_give(bits, d):
         error[thorough] = np.mean([squared(codec.decode(data, d, seed) - x) / squared(x) for data, seed in sent])
     # At 0.95 bits one block alone has 0.95 of the budget's bits either way; at 0.6 it has a sixth less error.
     assert error[True] < 1.1 * error[False]
+
+
+@needs_native
+def test_blocks_become_directions_late_where_that_leaves_less_error(monkeypatch):
+    x = np.concatenate([normal(4096), normal(4096) / 2]).astype(np.float32)
+    codec, error = Eden(0.75, "entropy"), []
+    for late in (slope.LATE, slope.EARLY):
+        monkeypatch.setattr(slope, "LATE", late)
+        sent = [codec.encode_all([Part(x, seed)])[0] for seed in range(8)]
+        error.append(np.mean([squared(codec.decode(data, x.size, seed) - x) for seed, data in enumerate(sent)]))
+    assert error[0] < 0.95 * error[1]
 
 
 def peaked(kind: str, d: int) -> np.ndarray:
