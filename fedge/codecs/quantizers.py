@@ -18,7 +18,8 @@ from fedge.codecs.gaussian import COARSEST, FINEST, Doubles, Ints
 
 FIRST_LENGTH = COARSEST + 1
 LENGTH_UNITS = 256  # of the length of a group, an octave
-COARSEST_OF_ALL = FIRST_LENGTH + LENGTH_UNITS * (spherical.LONGEST // spherical.SHORTEST).bit_length() - LENGTH_UNITS
+_OCTAVES = (spherical.LONGEST // spherical.SHORTEST).bit_length() - 1
+COARSEST_OF_ALL = FIRST_LENGTH + LENGTH_UNITS * _OCTAVES
 _GRID = 2.0**30
 
 

@@ -26,16 +26,13 @@ max|y|/(⌊32767/n⌋ - 1), so all machines find the same word, of several as ne
 from __future__ import annotations
 
 import functools
-from typing import TYPE_CHECKING
 
 import numpy as np
 import numpy.typing as npt
 
 from fedge import seeds
 from fedge.codecs.base import Vector
-
-if TYPE_CHECKING:
-    from fedge.codecs.gaussian import Doubles, Ints
+from fedge.codecs.gaussian import Doubles, Ints
 
 GROUP_BITS = 16
 DIRECTIONS = 1 << 15
