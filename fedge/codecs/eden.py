@@ -6,7 +6,7 @@ ICML 2022 (https://arxiv.org/abs/2108.08842). Here the rotation acts on blocks o
 each with a scale of its own, and nothing is padded. The relative squared error does not depend on the vector:
 
     bits      0.1    0.5    1      2      3       4        8          1.3    1.6    2.3     2.6     3.6
-    vNMSE     14.7   2.14   .571   .133   .0358   .00959   4.12e-5    .383   .235   .0962   .0615   .0166
+    vNMSE     14.7   2.14   .571   .133   .0358   .0096    4.12e-5    .383   .235   .0962   .0615   .0166
 
 and errors of different seeds are independent, so the mean over n devices has 1/n of it.
 
@@ -23,9 +23,10 @@ a fifth less below a bit where there is time to look for directions, and several
 
 Layout of the fixed form, little-endian, F full blocks, then a last block of r = n mod 4096 coordinates ("tail" if
 r >= 32); version 4, which is written where b > 1 is no whole number, has two tails instead where that would leave
-fewer than 32:
+fewer than 32. Version 7, which is written at 1, 2, 3 and 4 bits where there are full blocks, has these rotated in whole
+numbers, with levels and an order of codes of its own (``whole.py``):
 
-    version u8 = 1 or 4
+    version u8 = 1, 4 or 7
     scales     no rotated block: nothing; one: scale f32; several: top f32 | code u16 per block
     codes      per block: wide codes, then narrow codes (``plan.py`` says how many, ``packing.py`` their order)
     raw        r × f32 if r < 32
@@ -36,7 +37,7 @@ The largest scale has code 65535; blocks whose scale is 2^-32 of it or less beco
 
 Transmission order, which ``received`` follows, goes through the positions 0 .. 4095 and at each through all blocks
 that reach so far: B of them, beginning with block  word_p(seed 0) mod B  (fedge.seeds). Position p of a block is its
-p-th rotated coordinate (p-th coordinate if raw). So any contiguous burst hits all blocks alike, and so does any
+p-th code (p-th coordinate if raw). So any contiguous burst hits all blocks alike, and so does any
 stride. Coordinates that the rate leaves unsent have entries too; they are not read.
 """
 
@@ -51,7 +52,7 @@ import numpy as np
 import numpy.typing as npt
 
 from fedge import seeds
-from fedge.codecs import entropy, lloyd, sharing, twin
+from fedge.codecs import entropy, lloyd, sharing, twin, whole
 from fedge.codecs.base import (
     Mask,
     Part,
@@ -67,7 +68,7 @@ from fedge.codecs.base import (
 )
 from fedge.codecs.grouping import Chunks
 from fedge.codecs.native import kernels
-from fedge.codecs.plan import SMALLEST_ROTATED, Plan, Run, plan, versions
+from fedge.codecs.plan import SMALLEST_ROTATED, WHOLE, Plan, Run, plan, versions
 from fedge.codecs.rotation import BLOCK
 from fedge.errors import CodecError
 
@@ -229,8 +230,8 @@ class Eden:
     def error(self, data: bytes, size: int) -> float:
         """Return A of a payload: E||x_hat - x||² = A·||x||² over seeds.
 
-        Fixed rate: 1/(p·(1 - D)) - 1, p the share of coordinates sent and D their quantizer's error, whatever ``data``
-        holds; that is D/(1 - D) from one bit on, π/(2b) - 1 below. Entropy-coded: from its scales and its slope.
+        Fixed rate: 1/(p·(1 - D)) - 1, p the share of coordinates sent and D their quantizer's error, whatever the
+        numbers in ``data``; that is D/(1 - D) from one bit on, π/(2b) - 1 below. Entropy-coded: from scales and slope.
 
         Raises:
             CodecError: an entropy-coded payload that cannot be taken apart.
@@ -238,7 +239,10 @@ class Eden:
         if data and data[0] in entropy.VERSIONS:
             return entropy.error(data, size)
         shape = self._plan_of(data, size)
-        full = _run_error(shape.full_run, BLOCK) if shape.blocks else 0.0
+        if shape.version == WHOLE:
+            full = 1 / whole.GAINS[shape.full_run.width - 1] - 1
+        else:
+            full = _run_error(shape.full_run, BLOCK) if shape.blocks else 0.0
         tails = (n * _run_error(run, n) for n, run in zip(shape.tails, shape.tail_runs, strict=True))
         return (shape.blocks * BLOCK * full + sum(tails)) / max(size, 1)
 

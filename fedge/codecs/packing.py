@@ -23,6 +23,7 @@ second. No division, and every byte reads as five trits. Unused trits are zero a
 from __future__ import annotations
 
 import functools
+from typing import TypeVar
 
 import numpy as np
 import numpy.typing as npt
@@ -32,6 +33,7 @@ TRITS_PER_BYTE = 5
 
 _BIT_TO_SIGN = np.arange(31, 23, -1, dtype=np.uint32)[:, None]  # bit j of a byte, where a float32 has its sign
 Bytes = npt.NDArray[np.uint8]
+Number = TypeVar("Number", np.float32, np.int16)
 
 
 def levels_of(width: int) -> int:
@@ -105,15 +107,15 @@ def unpack(packed: Bytes, count: int, width: int) -> Bytes:
     return codes
 
 
-def look_up(packed: Bytes, width: int, table: npt.NDArray[np.float32], out: npt.NDArray[np.float32]) -> None:
-    """Write ``table[unpack(packed, k, width)]`` to ``out``, float32 ``[k, columns]``, contiguous.
+def look_up(packed: Bytes, width: int, table: npt.NDArray[Number], out: npt.NDArray[Number]) -> None:
+    """Write ``table[unpack(packed, k, width)]`` to ``out``, float32 or int16 ``[k, columns]``, contiguous.
 
     Where codes fill their bytes, they are not looked up one by one; a bit becomes a sign.
     """
     count = len(out)
     if width not in (1, 2, 4) or count * width != 8 * len(packed):
         out[:] = table.take(unpack(packed, count, width))
-    elif width == 1 and table[0] == -table[1]:
+    elif width == 1 and table[0] == -table[1] and table.dtype == np.float32:
         bits = out.view(np.uint32).reshape(8, -1)
         np.left_shift(packed.reshape(-1).astype(np.uint32), _BIT_TO_SIGN, out=bits)
         bits &= np.uint32(0x80000000)
@@ -122,7 +124,7 @@ def look_up(packed: Bytes, width: int, table: npt.NDArray[np.float32], out: npt.
         _look_up_together(packed.reshape(-1), width, table, out.reshape(8 // width, -1))
 
 
-def _look_up_together(packed: Bytes, width: int, table: npt.NDArray[np.float32], out: npt.NDArray[np.float32]) -> None:
+def _look_up_together(packed: Bytes, width: int, table: npt.NDArray[Number], out: npt.NDArray[Number]) -> None:
     """Write what the codes in field j of ``packed``, uint8 ``[n]``, stand for to row j of ``out``.
 
     Field j of 8 / ``width`` bytes side by side, seen as one word, is brought into its top byte by a multiplication, in

@@ -20,6 +20,9 @@ does), a multiple of 8 in full blocks. D is linear in b from step to step, and v
     version 4    .383    .280    .235    .0962   .0728   .0615   .0229   .0166
 
 And where fewer than 32 coordinates are left behind full blocks, they and the last of these are cut into two tails.
+
+Version 7 is what is written at 1, 2, 3 and 4 bits where there are full blocks: of the same shape as version 1, but
+rotated in whole numbers (``whole.py``).
 """
 
 from __future__ import annotations
@@ -32,7 +35,8 @@ from fedge.codecs.packing import TRIT, bits_of, packed_bytes
 from fedge.codecs.rotation import BLOCK
 
 SMALLEST_ROTATED = 32
-WIDTHS_ALONE, WITH_TRITS = 1, 4  # versions
+WIDTHS_ALONE, WITH_TRITS, WHOLE = 1, 4, 7  # versions
+MOST_WHOLE_BITS = 4
 _LADDER = sorted(range(1, TRIT + 8), key=bits_of)  # 1, 1.6, 2, 2.6, .. 8 bits
 _NUMBERS_OF_A_TAIL = 3  # block numbers whose signs a tail takes: rotation.py
 
@@ -133,6 +137,8 @@ class Plan:
 
 def versions(bits: float, size: int) -> tuple[int, ...]:
     """Return the versions that a payload may have; the first is the one that is written."""
+    if bits in range(1, MOST_WHOLE_BITS + 1) and size >= BLOCK:
+        return WHOLE, WIDTHS_ALONE
     between = bits > 1 and bits != int(bits) and size >= SMALLEST_ROTATED
     return (WITH_TRITS, WIDTHS_ALONE) if between else (WIDTHS_ALONE,)
 

@@ -122,9 +122,9 @@ class Workspace:
     def __init__(self, blocks: int, memory: Vector | None = None) -> None:
         """Make one in ``memory``, float32 ``[2, at least 4096 * blocks]``, if given: that of one no longer in use."""
         memory = np.empty((2, BLOCK * blocks), dtype=np.float32) if memory is None else memory
-        self.x, scratch = memory[:, : BLOCK * blocks].reshape(2, BLOCK, blocks)
-        self._x_rows, self._scratch_rows = (a.reshape(32, -1) for a in (self.x, scratch))
-        columns, turned = (a.reshape(SIDE, -1) for a in (self.x, scratch))
+        self.x, self.scratch = memory[:, : BLOCK * blocks].reshape(2, BLOCK, blocks)
+        self._x_rows, self._scratch_rows = (a.reshape(32, -1) for a in (self.x, self.scratch))
+        columns, turned = (a.reshape(SIDE, -1) for a in (self.x, self.scratch))
         # An even number of stages ends where it began.
         self._in_x, self._in_scratch = _stages(columns, turned), _stages(turned, columns)
         entry = np.dtype((np.void, 4 * blocks))  # the same entry of all blocks moves as one

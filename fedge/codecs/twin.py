@@ -26,9 +26,9 @@ from dataclasses import dataclass
 import numpy as np
 import numpy.typing as npt
 
-from fedge.codecs import lloyd, packing, rotation, scales
+from fedge.codecs import lloyd, packing, rotation, scales, whole
 from fedge.codecs.base import LARGEST, Mask, Sum, Vector
-from fedge.codecs.plan import Plan, Run
+from fedge.codecs.plan import WHOLE, Plan, Run
 from fedge.codecs.rotation import BLOCK, Workspace
 
 HEADROOM = 32.0
@@ -53,7 +53,12 @@ class _Group:
     count: int
     signs: int  # number of the first, for its signs
     run: Run
+    whole: bool  # whether they are rotated in whole numbers
     work: Workspace | None  # of full blocks, for one group at a time
+
+    def lanes(self, seed: int) -> rotation.Signs:
+        """The lanes of full blocks' signs."""
+        return rotation.block_lanes(seed, self.signs, self.count)
 
     def array(self) -> Vector:
         """Where its blocks are rotated, as columns: float32 ``[size, count]``."""
@@ -113,10 +118,11 @@ def _groups(plan: Plan) -> Iterator[_Group]:
         count = min(CHUNK, plan.blocks - first)
         if first == 0 or count < CHUNK:
             work = Workspace(count, memory)
-        yield _Group(slice(first * BLOCK, (first + count) * BLOCK), BLOCK, first, count, first, plan.full_run, work)
+        here = slice(first * BLOCK, (first + count) * BLOCK)
+        yield _Group(here, BLOCK, first, count, first, plan.full_run, plan.version == WHOLE, work)
     start = plan.blocks * BLOCK
     for k, (size, run) in enumerate(zip(plan.tails, plan.tail_runs, strict=True), plan.blocks):
-        yield _Group(slice(start, start + size), size, k, 1, plan.signs(k), run, None)
+        yield _Group(slice(start, start + size), size, k, 1, plan.signs(k), run, False, None)
         start += size
 
 
@@ -192,8 +198,11 @@ def _encode_blocks(x: Vector, group: _Group, seed: int) -> tuple[Doubles, npt.ND
     y = group.array()
     rotation.to_columns(x, y)
     _times(y, np.ldexp(np.float32(1), shift), out=y)
+    if group.work and group.whole:
+        scale, packed = whole.encode(group.work, group.lanes(seed), run.width)
+        return _leaving_zeros(np.ldexp(scale / HEADROOM, -shift), packed)
     if group.work:
-        group.work.rotate(rotation.block_lanes(seed, group.signs, group.count))
+        group.work.rotate(group.lanes(seed))
     else:
         y = rotation.rotate_tail(y[:, 0], seed, group.signs).reshape(n, 1)
     length = float(BLOCK) if group.work else 1.0
@@ -203,7 +212,7 @@ def _encode_blocks(x: Vector, group: _Group, seed: int) -> tuple[Doubles, npt.ND
     codes = [_quantize(y[start:stop], inverse_sigma, width) for start, stop, width in run.parts]
     packed = np.concatenate(codes)
     sent = y[: run.sent]
-    if run.sent == run.low and run.width == 1:  # quicker than a look at the codes, in the commonest case
+    if run.sent == run.low and run.width == 1:  # quicker than a look at the codes
         q = np.copysign(lloyd.LEVELS[0][1], sent)
     else:
         q = np.empty((run.sent, group.count), dtype=np.float32)
@@ -213,9 +222,13 @@ def _encode_blocks(x: Vector, group: _Group, seed: int) -> tuple[Doubles, npt.ND
         energy = _product(sent, sent) * (n / run.sent)
     with np.errstate(divide="ignore", invalid="ignore"):
         scale = np.ldexp(energy / (product * length * HEADROOM), -shift)
-    scale = np.where(product > 0, np.minimum(scale, LARGEST), 0.0)
+    return _leaving_zeros(np.where(product > 0, scale, 0.0), packed)
+
+
+def _leaving_zeros(scale: Doubles, packed: npt.NDArray[np.uint8]) -> tuple[Doubles, npt.NDArray[np.uint8]]:
+    """Return the scales, none larger than float32 has, and the codes, zeros where the scale is 0."""
     packed[:, scale == 0] = 0
-    return scale, packed
+    return np.minimum(scale, LARGEST), packed
 
 
 def _quantize(y: Vector, inverse_sigma: Vector, width: int) -> npt.NDArray[np.uint8]:
@@ -239,6 +252,8 @@ def _decode_blocks(
     """Decode blocks of one size from ``packed``, ``[bytes, blocks]``, to float32 ``[n, blocks]``."""
     n, run = group.size, group.run
     x = group.array()
+    if group.whole:
+        return _decode_whole_blocks(packed, group, scales, received, seed)
     _dequantize(packed, run, np.float32(HEADROOM / (BLOCK if n == BLOCK else 1)), x[: run.sent])
     x[run.sent :] = 0
     if received is not None:
@@ -247,14 +262,34 @@ def _decode_blocks(
     factors = np.minimum(scales, LARGEST).astype(np.float32)
     with np.errstate(over="ignore"):
         if group.work:
-            group.work.unrotate(rotation.block_lanes(seed, group.signs, group.count), factors)
+            group.work.unrotate(group.lanes(seed), factors)
         else:
             x = (rotation.unrotate_tail(x[:, 0], seed, group.signs) * factors).reshape(n, 1)
+    return _within_float32(x, factors)
+
+
+def _within_float32(x: Vector, factors: Vector) -> Vector:
+    """Return ``x``, columns that were multiplied by ``factors``, without what is not finite."""
     if not factors.all():
         x[:, factors == 0] = 0  # not -0
     if factors.max() > SAFE:
         np.clip(x, -LARGEST, LARGEST, out=x)
     return x
+
+
+def _decode_whole_blocks(
+    packed: npt.NDArray[np.uint8], group: _Group, scales: Doubles, received: Mask | None, seed: int
+) -> Vector:
+    """The same of blocks in whole numbers."""
+    assert group.work
+    whole.decode(group.work, packed, group.lanes(seed), group.run.width, received)
+    if received is not None:
+        came = np.count_nonzero(received, axis=0)
+        scales = scales * np.where(came > 0, BLOCK / np.maximum(came, 1), 0.0)
+    factors = np.minimum(scales, LARGEST).astype(np.float32)
+    with np.errstate(over="ignore"):
+        _times(group.work.x, factors, out=group.work.x)
+    return _within_float32(group.work.x, factors)
 
 
 def _loss_factor(received: Mask, run: Run) -> Doubles:

@@ -169,7 +169,7 @@ def test_a_sum_that_cannot_be_added_to_is_refused_and_left_as_it_was(codec, weig
 
 def test_a_payload_that_is_refused_leaves_the_sum_as_it_was(codec):
     data, total = codec.encode(normal(5000), seed=1), np.ones(5000)
-    broken = data[:-4] + np.float32(np.nan).tobytes() if codec.name == "identity" else b"\x07" + data[1:]
+    broken = data[:-4] + np.float32(np.nan).tobytes() if codec.name == "identity" else b"\x63" + data[1:]
     for bad in (data[:-1], data + b"0", broken):
         with pytest.raises(CodecError):
             codec.accumulate(bad, 5000, 1, 1.0, total)

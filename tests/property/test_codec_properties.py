@@ -53,7 +53,7 @@ def test_the_estimate_projects_onto_the_vector(x, bits, seed):
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        ({0: b"\x07"}, "version 1, 2, 5 or 6, got 7"),
+        ({0: b"\x09"}, "version 1, 2, 5 or 6, got 9"),
         ({1: b"\x00\x00\xc0\x7f"}, "scale that is finite"),
         ({1: b"\x00\x00\x80\x7f"}, "scale that is finite"),
         ({1: b"\x00\x00\x80\xbf"}, "not negative, got -1"),

@@ -3,6 +3,7 @@
 #if defined(__x86_64__)
 
 #include "vectors_avx2.h"
+#include "rows_x86.h"
 
 #include "kernels.h"
 #include "rans_avx2.h"

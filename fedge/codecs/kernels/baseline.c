@@ -1,6 +1,7 @@
 #include "job.h"
 
 #include "vectors_baseline.h"
+#include "rows_baseline.h"
 
 #include "kernels.h"
 #include "codes.h"

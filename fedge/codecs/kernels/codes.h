@@ -147,7 +147,7 @@ ISA static void finish_full(const CodeJob *job, float *a, uint64_t number, Py_ss
     uint32_t lanes[2 * WORDS_PER_SET] __attribute__((aligned(LINE)));
     uintptr_t out = (uintptr_t)job->out + (uintptr_t)first * (job->target == ONTO_DOUBLES ? sizeof(double) : sizeof(float));
     Ahead ahead = {out};
-    unrotate(NULL, 0, NULL, a, job->base, number, &ahead);
+    unrotate(a, job->base, number, &ahead);
     make_lanes(lanes, job->base, SETS_PER_BLOCK * number);
     if (fabsf(factor) > 0x1p100f) {
         deliver_block(INTO_FLOATS, a, lanes, 1.0f, a, 1.0);

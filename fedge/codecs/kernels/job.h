@@ -41,11 +41,21 @@ enum {
     MAX_CELLS = 512, /* of the grid that finds a level */
     WIDTHS_ALONE = 1, /* versions: plan.py */
     WITH_TRITS = 4,
+    WHOLE = 7,
+    MOST_WHOLE_BITS = 4,
     MOST_TAILS = 2,
     NUMBERS_OF_A_TAIL = 3,
 };
 
 static const double HEADROOM = 32.0;
+
+/* Of blocks in whole numbers (whole.py): rotated numbers have a root mean square of 4064, levels a unit of 64,
+ * and rounding adds a share to the energy that only makes scales smaller. */
+static const double WHOLE_NORM = 4064.0 * SIDE, WHOLE_ONE = 64, WHOLE_NOISE = 1 + 1.2e-5;
+static const float WHOLE_UNIT = 32.0f / 64 / BLOCK; /* what is decoded, times a scale */
+static const uint8_t WHOLE_LEVELS[MOST_WHOLE_BITS][8] = {{51}, {29, 97}, {16, 49, 87, 139}, {8, 24, 41, 59, 79, 102, 130, 171}};
+static const uint8_t WHOLE_THRESHOLDS[MOST_WHOLE_BITS][7] = {{0}, {62}, {32, 67, 111}, {16, 33, 51, 70, 92, 118, 153}};
+
 static const uint64_t GAMMA = 0x9E3779B97F4A7C15u;
 
 typedef struct {

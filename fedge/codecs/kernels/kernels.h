@@ -5,20 +5,14 @@
  *     transpose           of a W × W tile in W vectors, but for what exchange_halves does: with vectors n and n + W/2
  *     larger              of two Ints, one by one; larger_short, of two Shorts; magnitude_short, of one
  *     count_above         count + 1 where a > b
- *     smaller             the smaller of x and a limit
- *     complement          k, or ~k where x is negative
- *     multiply_add        x·factor + term, rounded once or twice
- *     Table, look_up      table[index], of 16 entries; look_up_8 takes the index modulo 8, look_up_4 too
- *                         from a table that repeats every 4, look_up_high one from 8 on
- *     shift_left, ..      Ints, all by as many bits; not by the instruction for that, which uses two units
- *     load_codes, ..      W bytes to Ints and back; store_codes_4 stores 4·W, of -128 to 127
+ *     Table, look_up      table[index], of 16 entries
+ *     shift_left          Ints, all by as many bits; not by the instruction for that, which uses two units
+ *     load_codes, ..      W bytes to Ints and back
  *     add_to_floats, ..   W sums + weight·x in double, rounded to the sum's type
  *     Sums, add_products  16 sums in double, in the order of lanes, and y·q added to them; add_squares, y·y
- *     LOOKS_UP            whether look_up_8 is one instruction
- *     ONE_TABLE           whether look_up is
  *
  * `twin.py` is the same program in NumPy and the one to read first; every constant, every order of additions and every
- * byte follows `rotation.py`, `packing.py`, `lloyd.py` and `twin.py`, and tests hold both together. What keeps the bits
+ * byte follows `rotation.py`, `packing.py`, `lloyd.py`, `whole.py` and `twin.py`, and tests hold both together. What keeps bits
  * equal on every machine: float32 additions and subtractions in one fixed order, sums in columns and lanes, no
  * contraction (-ffp-contract=off) but of exact products, no reassociation (never -ffast-math).
  *
@@ -74,6 +68,7 @@ INLINE void ask_all(const uint8_t *from, Py_ssize_t size) {
 #include "trits.h"
 #include "quantize.h"
 #include "pack.h"
+#include "whole.h"
 
 /* ---- encoding ----------------------------------------------------------------------------------------------- */
 
@@ -85,11 +80,6 @@ INLINE double send(const Job *job, float *y, float inverse_sigma, Run run, uint8
     BlockSums sums = {{0}};
     Part parts[2];
     int count = parts_of(run, parts), sent = run.high + run.low, done = 0, held = 0; /* entries multiplied, waiting */
-    if (run.low == BLOCK && run.width > 1 && run.width <= 4) {
-        double product = quantize_block(job, y, inverse_sigma, run.width, codes);
-        pack(codes, BLOCK, run.width, to);
-        return product;
-    }
     for (int p = 0; p < count; p++) {
         Part part = parts[p];
         for (int at = 0; at < part.count; at += RUN) {
@@ -118,27 +108,23 @@ INLINE double encode_block(const Job *job, const float *x, int n, Run run, uint6
                            const float *next, uint32_t *peak) {
     float a[BLOCK + LANES] __attribute__((aligned(LINE))), b[BLOCK + LANES] __attribute__((aligned(LINE)));
     if (*peak >= 0x7f800000u) return -1;
-    int one_bit = run.low == BLOCK && run.width == 1; /* the signs of y */
     int shift = 127 - (int)(*peak >> 23), sent = run.high + run.low;
     shift = shift > 126 ? 126 : shift < -126 ? -126 : shift;
     float factor = float_of((uint32_t)(127 + shift) << 23);
-    double length = 1, energy, product = 0;
+    double length = 1, energy;
     if (n == BLOCK) {
         Ahead ahead = {(uintptr_t)x + 2 * sizeof(float) * BLOCK};
         ask_all(to, run_bytes(run));
         rotate(x, a, factor, job->base, block, &ahead);
         length = BLOCK;
-        Measures found = measure(one_bit, a, job->levels[0][1], next ? next : a);
-        energy = found.energy, product = found.product, *peak = found.peak;
+        Measures found = measure(a, next ? next : a);
+        energy = found.energy, *peak = found.peak;
     } else {
         for (int i = 0; i < n; i++) a[i] = x[i] * factor;
         rotate_tail(a, b, n, job->base, SETS_PER_BLOCK * signs_of(job, (Py_ssize_t)block));
         energy = energy_of(a, n);
     }
-    if (one_bit)
-        pack_signs(a, to);
-    else
-        product = send(job, a, energy > 0 ? (float)(1 / sqrt(energy / n)) : 0.0f, run, to);
+    double product = send(job, a, energy > 0 ? (float)(1 / sqrt(energy / n)) : 0.0f, run, to);
     if (sent < n) energy = energy_of(a, sent) * ((double)n / sent);
     double scale = product > 0 ? ldexp(energy / (product * length * HEADROOM), -shift) : 0.0;
     if (scale > FLT_MAX) scale = FLT_MAX;
@@ -167,6 +153,8 @@ static void pack_scales(Job *job) {
     }
 }
 
+INLINE int is_whole(const Job *job, Py_ssize_t block) { return job->version == WHOLE && block < job->blocks; }
+
 ISA static void encode(Job *job) {
     uint8_t *to = job->payload + 1 + job->scale_bytes;
     job->payload[0] = (uint8_t)job->version;
@@ -175,8 +163,12 @@ ISA static void encode(Job *job) {
         int n = size_of(job, k);
         Run run = run_of(job, k);
         const float *x = job->x + start_of(job, k), *next = k + 1 < job->blocks ? x + BLOCK : NULL;
-        if (k == 0 || k >= job->blocks) peak = peak_of(x, n);
-        job->scales[k] = encode_block(job, x, n, run, (uint64_t)k, to, next, &peak);
+        if (is_whole(job, k)) {
+            job->scales[k] = encode_whole(job, x, (uint64_t)k, to);
+        } else {
+            if (k == 0 || k >= job->blocks) peak = peak_of(x, n);
+            job->scales[k] = encode_block(job, x, n, run, (uint64_t)k, to, next, &peak);
+        }
         if (job->scales[k] < 0) return;
         to += run_bytes(run);
     }
@@ -257,12 +249,11 @@ PHASE void deliver_block(Target target, float *x, const uint32_t *lanes, float s
     if (target == ONTO_DOUBLES) deliver_block_to(ONTO_DOUBLES, 0, x, lanes, scale, out, weight);
 }
 
-/* Decode a full block to `out` by way of a: from its codes if there are any, else from dequantized coordinates in a. */
-ISA static void decode_full(const Job *job, const uint8_t *codes, float *a, float s, uint64_t block, void *out,
-                        Target target) {
+/* Decode a full block to `out` from dequantized coordinates in a. */
+ISA static void decode_full(const Job *job, float *a, float s, uint64_t block, void *out, Target target) {
     uint32_t lanes[2 * WORDS_PER_SET] __attribute__((aligned(LINE)));
     Ahead ahead = {(uintptr_t)out + BLOCK * (target == ONTO_DOUBLES ? sizeof(double) : sizeof(float))};
-    unrotate(codes, job->full_run.width, job->levels[0], a, job->base, block, &ahead);
+    unrotate(a, job->base, block, &ahead);
     make_lanes(lanes, job->base, SETS_PER_BLOCK * block);
     deliver_block(target, a, lanes, s, out, job->weight);
 }
@@ -272,7 +263,7 @@ ISA static void decode_other(const Job *job, float *a, float *b, float s, int n,
     if (s == 0)
         memset(a, 0, sizeof(float) * (size_t)n);
     else if (n == BLOCK) {
-        decode_full(job, NULL, a, 1.0f, block, a, INTO_FLOATS);
+        decode_full(job, a, 1.0f, block, a, INTO_FLOATS);
     } else {
         unrotate_tail(a, b, n, job->base, SETS_PER_BLOCK * signs_of(job, (Py_ssize_t)block));
     }
@@ -288,10 +279,8 @@ ISA static void decode_block(const Job *job, const uint8_t *from, int n, Run run
     double scale = scale_of(job, block);
     Part parts[2];
     int count = parts_of(run, parts), sent = run.high + run.low;
-    int direct = LOOKS_UP && run.low == BLOCK && (run.width & (run.width - 1)) == 0 && run.width <= 4 && !job->received &&
-                 scale > 0 && scale <= 0x1p100;
     ask_all(from + run_bytes(run), run_bytes(run));
-    for (int p = 0; p < count && !direct; p++) {
+    for (int p = 0; p < count; p++) {
         Part part = parts[p];
         unpack(from, part.count, part.width, codes);
         dequantize(codes, job->levels[part.wide], part.count, part.width, a + part.start);
@@ -302,11 +291,36 @@ ISA static void decode_block(const Job *job, const uint8_t *from, int n, Run run
     if (job->received) scale *= drop_lost(job, a, run, job->received + first);
     float s = (float)(scale < FLT_MAX ? scale : FLT_MAX);
     uint8_t *out = (uint8_t *)job->out + (size_t)first * (job->target == ONTO_DOUBLES ? sizeof(double) : sizeof(float));
-    const uint8_t *source = direct ? from : NULL;
     if (n != BLOCK || s == 0 || s > 0x1p100f)
         decode_other(job, a, b, s, n, block);
     else
-        decode_full(job, source, a, s, block, out, job->target);
+        decode_full(job, a, s, block, out, job->target);
+}
+
+/* Decode a full block of whole numbers, by way of a block of its own where coordinates may have to be clipped. */
+ISA static void decode_whole_block(const Job *job, const uint8_t *from, uint64_t block) {
+    float a[BLOCK] __attribute__((aligned(LINE)));
+    Py_ssize_t first = start_of(job, (Py_ssize_t)block);
+    const uint8_t *received = job->received ? job->received + first : NULL;
+    double scale = scale_of(job, block);
+    ask_all(from + run_bytes(job->full_run), run_bytes(job->full_run));
+    if (received) {
+        int came = 0;
+        for (int i = 0; i < BLOCK; i++) came += received[i] != 0;
+        scale = came ? scale * ((double)BLOCK / came) : 0.0;
+    }
+    float s = (float)(scale < FLT_MAX ? scale : FLT_MAX);
+    if (s >= 0x1p-100f && s <= 0x1p100f) {
+        uint8_t *out = (uint8_t *)job->out + (size_t)first * (job->target == ONTO_DOUBLES ? sizeof(double) : sizeof(float));
+        decode_whole(job, from, received, block, s * WHOLE_UNIT, job->target, out);
+        return;
+    }
+    decode_whole(job, from, received, block, WHOLE_UNIT, INTO_FLOATS, a);
+    for (int i = 0; i < BLOCK; i++) {
+        a[i] = s == 0 ? 0.0f : a[i] * s;
+        a[i] = a[i] > FLT_MAX ? FLT_MAX : a[i] < -FLT_MAX ? -FLT_MAX : a[i];
+    }
+    deliver(job, a, first, BLOCK);
 }
 
 ISA static void decode(Job *job) {
@@ -314,8 +328,12 @@ ISA static void decode(Job *job) {
     for (Py_ssize_t k = 0; k < job->scale_count; k++) {
         int full = k < job->blocks;
         Run run = run_of(job, k);
-        if (k == 0 || !full) make_levels(job, run, (float)(full ? HEADROOM / BLOCK : HEADROOM));
-        decode_block(job, from, size_of(job, k), run, (uint64_t)k);
+        if (is_whole(job, k)) {
+            decode_whole_block(job, from, (uint64_t)k);
+        } else {
+            if (k == 0 || !full) make_levels(job, run, (float)(full ? HEADROOM / BLOCK : HEADROOM));
+            decode_block(job, from, size_of(job, k), run, (uint64_t)k);
+        }
         from += run_bytes(run);
     }
 }

@@ -72,7 +72,11 @@ static Py_ssize_t prepare(Job *job, Py_ssize_t size, const Py_buffer *tables, ui
     }
     int valid = valid_run(job->full_run, BLOCK);
     for (int k = 0; k < MOST_TAILS; k++) valid &= valid_run(job->tail_runs[k], job->tails[k]);
-    if (!valid || (job->version != WIDTHS_ALONE && job->version != WITH_TRITS)) {
+    if (job->version == WHOLE)
+        valid &= job->blocks > 0 && job->full_run.low == BLOCK && job->full_run.width <= MOST_WHOLE_BITS;
+    else
+        valid &= job->version == WIDTHS_ALONE || job->version == WITH_TRITS;
+    if (!valid) {
         PyErr_SetString(PyExc_ValueError, "a run does not fit its block, or the version is none");
         return -1;
     }

@@ -35,6 +35,7 @@ INLINE void unpack_plane(const uint8_t *from, int n, int bits, int shift, uint8_
             memcpy(codes + j * length + l, &row, sizeof row);
         }
     }
+    if (n == BLOCK) return; /* nothing is left of whole words, which gcc does not see, and warns */
     for (; l < length; l++)
         for (int j = 0; j < fields && j * length + l < n; j++) {
             uint32_t field = (uint32_t)((from[l] >> (bits * j)) & mask) << shift;
@@ -60,18 +61,4 @@ INLINE void pack(const uint8_t *codes, int n, int width, uint8_t *to) {
     if (width & 2) pack_plane(codes, n, 2, shift, to), to += (n * 2 + 7) / 8, shift += 2;
     if (width & 1) pack_plane(codes, n, 1, shift, to), to += (n + 7) / 8, shift++;
     if (trits) pack_trits(codes, n, shift, to);
-}
-
-/* What packing a whole block's codes of one bit gives: they are 1 where the sign bit is not set. */
-PHASE void pack_signs(const float *y, uint8_t *to) {
-    enum { LENGTH = BLOCK / 8 };
-    for (int l = 0; l < LENGTH; l += 4 * W) {
-        Unsigned packed[4] = {{0}};
-        for (int j = 0; j < 8; j++)
-            UNROLL for (int v = 0; v < 4; v++)
-                packed[v] = packed[v] >> 1 | (~(Unsigned)load(y + j * LENGTH + l + v * W) & 0x80000000u);
-        Ints bytes[4];
-        UNROLL for (int v = 0; v < 4; v++) bytes[v] = (Ints)packed[v] >> 24;
-        store_codes_4(to + l, bytes);
-    }
 }

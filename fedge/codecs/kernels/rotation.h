@@ -3,7 +3,7 @@
  * H' = C·T·C runs in place on one copy of the block, which stays in the first cache, in passes that load a vector once
  * and do as many stages as the registers hold:
  *
- *     turn_tiles    the first stages of C inside tiles of W × W, then every tile is transposed where it is; turn_codes
+ *     turn_tiles    the first stages of C inside tiles of W × W, then every tile is transposed where it is
  *     mix           the later stages of C, then all of the second C
  *
  * The last part of transposing, the exchange of halves of vectors, is left to the pass that needs it, which has more of
@@ -77,31 +77,6 @@ INLINE void turn_tiles(const float *from, float *to, uint32_t *lanes, float fact
     }
 }
 
-/* The same without signs, of codes of `bits` = 1, 2 or 4 bits in one plane (pack.h); `levels` has 16 entries, which repeat
- * every 2^bits. A row of codes fills vectors of 32 bits with four bytes each, of which one after the other is shifted to
- * where look_up reads: so a tile's columns lie 4 apart, and what it becomes is stored where they belong. Only where
- * LOOKS_UP: there look_up leaves the index's other bits alone. */
-INLINE void turn_codes(const uint8_t *from, int bits, Table levels, float *to, Ahead *ahead) {
-    int rows = 8 * bits; /* in one field of the bytes */
-    for (int down = 0; down < SIDE; down += W)
-        for (int part = 0; part < SIDE; part += 4 * W)
-            for (int k = 0; k < 4; k++) {
-                const uint8_t *bytes = from + down % rows * SIDE + part;
-                float *corner = to + (down + k) * SIDE + part;
-                Floats x[W];
-                __asm__("" : "+r"(bytes)); /* or compilers prepare an address for each row and have no register left */
-                ask(ahead, W * W / 32);
-                UNROLL for (int i = 0; i < W; i++) {
-                    Ints codes = load_ints(bytes + i % rows * SIDE);
-                    codes = shift_right(codes, 8 * k + (down / rows + i / rows) * bits);
-                    x[i] = bits < 4 ? look_up_4(levels, codes) : look_up(levels, codes);
-                }
-                turn(x);
-                exchange_halves(x);
-                UNROLL for (int l = 0; l < W; l++) store(corner + 4 * l % W * SIDE + 4 * l / W * W, x[l]);
-            }
-}
-
 /* Where vector n lies, if vectors are numbered so that the stages after turn_tiles are those of distance 1, 2, 4, .. */
 INLINE int place(int n, int turned) {
     int high = n % TILES, low = n / TILES % W, last = n / (TILES * W);
@@ -121,12 +96,12 @@ INLINE void mix(float *x, int distance, int radix, int turned, int halved) {
         }
 }
 
-/* All stages that turn_tiles leaves, or turn_codes, which leaves no tile halved. */
-INLINE void mix_all(float *to, int turned, int halved) {
+/* All stages that turn_tiles leaves. */
+INLINE void mix_all(float *to, int turned) {
     if (W == 16) {
         mix(to, 1, 16, turned, 0), mix(to, 16, 16, turned, 0);
     } else if (W == 8) {
-        mix(to, 1, 8, turned, 0), mix(to, 8, 8, turned, halved), mix(to, 64, 8, turned, 0);
+        mix(to, 1, 8, turned, 0), mix(to, 8, 8, turned, 1), mix(to, 64, 8, turned, 0);
     } else {
         mix(to, 1, 16, turned, 0), mix(to, 16, 8, turned, 0), mix(to, 128, 8, turned, 0);
     }
@@ -137,26 +112,18 @@ PHASE void rotate(const float *x, float *y, float factor, uint64_t base, uint64_
     uint32_t lanes[2 * WORDS_PER_SET] __attribute__((aligned(LINE)));
     make_lanes(lanes, base, SETS_PER_BLOCK * block);
     turn_tiles(x, y, lanes, factor, 0, ahead);
-    mix_all(y, 0, 1);
+    mix_all(y, 0);
     make_lanes(lanes, base, SETS_PER_BLOCK * block + 1);
     turn_tiles(y, y, lanes, 1.0f, 1, ahead);
-    mix_all(y, 1, 1);
+    mix_all(y, 1);
 }
 
-/* rotation.py's unrotate but for the last signs, from codes (see turn_codes) or, without, from x itself. Asks for 256 lines, or at W = 4 for none. */
-PHASE void unrotate(const uint8_t *codes, int width, const float *levels, float *x, uint64_t base, uint64_t block,
-                     Ahead *ahead) {
+/* rotation.py's unrotate but for the last signs. Asks for 256 lines, or at W = 4 for none. */
+PHASE void unrotate(float *x, uint64_t base, uint64_t block, Ahead *ahead) {
     uint32_t lanes[2 * WORDS_PER_SET] __attribute__((aligned(LINE)));
-    if (!codes)
-        turn_tiles(x, x, NULL, 1.0f, 0, ahead);
-    else if (width == 1)
-        turn_codes(codes, 1, load_table(levels), x, ahead);
-    else if (width == 2)
-        turn_codes(codes, 2, load_table(levels), x, ahead);
-    else
-        turn_codes(codes, 4, load_table(levels), x, ahead);
-    mix_all(x, 0, !codes);
+    turn_tiles(x, x, NULL, 1.0f, 0, ahead);
+    mix_all(x, 0);
     make_lanes(lanes, base, SETS_PER_BLOCK * block + 1);
     turn_tiles(x, x, lanes, 1.0f, 1, ahead);
-    mix_all(x, 1, 1);
+    mix_all(x, 1);
 }

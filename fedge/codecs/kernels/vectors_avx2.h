@@ -16,21 +16,6 @@ INLINE Shorts magnitude_short(Shorts x) { return (Shorts)_mm256_abs_epi16((__m25
 
 INLINE Ints count_above(Ints count, Floats a, Floats b) { return count - (Ints)(a > b); }
 
-INLINE Floats smaller(Floats x, float limit) { return (Floats)_mm256_min_ps((__m256)x, _mm256_set1_ps(limit)); }
-
-/* By one operation instead of two. */
-INLINE Ints complement(int32_t k, Floats x) {
-    __m256i kept = _mm256_set1_epi32(k), flipped = _mm256_set1_epi32(~k);
-    return (Ints)_mm256_blendv_ps(_mm256_castsi256_ps(kept), _mm256_castsi256_ps(flipped), (__m256)x);
-}
-
-INLINE Floats multiply_add(Floats x, float factor, float term) {
-    return (Floats)_mm256_fmadd_ps((__m256)x, _mm256_set1_ps(factor), _mm256_set1_ps(term));
-}
-
-#define LOOKS_UP 1
-#define ONE_TABLE 0
-
 #define FUSED_DISTANCES 2
 
 /* a - b, on another unit than additions where the two have their own. */
@@ -75,24 +60,8 @@ INLINE Floats look_up(Table table, Ints index) {
     return (Floats)_mm256_blendv_ps(low, high, _mm256_castsi256_ps(_mm256_slli_epi32((__m256i)index, 28)));
 }
 
-INLINE Floats look_up_8(Table table, Ints index) {
-    return (Floats)_mm256_permutevar8x32_ps(table.low, (__m256i)index);
-}
-
-INLINE Floats look_up_4(Table table, Ints index) {
-    return (Floats)_mm256_permutevar_ps(table.low, (__m256i)index);
-}
-
-INLINE Floats look_up_high(Table table, Ints index) {
-    return (Floats)_mm256_permutevar8x32_ps(table.high, (__m256i)index);
-}
-
 INLINE Ints shift_left(Ints x, int count) {
     return (Ints)_mm256_sllv_epi32((__m256i)x, _mm256_set1_epi32(count));
-}
-
-INLINE Ints shift_right(Ints x, int count) {
-    return (Ints)_mm256_srlv_epi32((__m256i)x, _mm256_set1_epi32(count));
 }
 
 INLINE Ints load_codes(const uint8_t *from) {
@@ -103,13 +72,6 @@ INLINE void store_codes(uint8_t *to, Ints codes) {
     __m128i low = _mm256_castsi256_si128((__m256i)codes), high = _mm256_extracti128_si256((__m256i)codes, 1);
     __m128i words = _mm_packus_epi32(low, high);
     _mm_storel_epi64((__m128i *)to, _mm_packus_epi16(words, words));
-}
-
-INLINE void store_codes_4(uint8_t *to, const Ints *codes) {
-    __m256i a = _mm256_packs_epi32((__m256i)codes[0], (__m256i)codes[1]);
-    __m256i b = _mm256_packs_epi32((__m256i)codes[2], (__m256i)codes[3]);
-    __m256i order = _mm256_setr_epi32(0, 4, 1, 5, 2, 6, 3, 7);
-    _mm256_storeu_si256((__m256i *)to, _mm256_permutevar8x32_epi32(_mm256_packs_epi16(a, b), order));
 }
 
 /* Four of them, from memory: a conversion from the upper half of a register takes three times as long. */

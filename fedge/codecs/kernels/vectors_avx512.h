@@ -23,17 +23,6 @@ INLINE Ints count_above(Ints count, Floats a, Floats b) {
     return (Ints)_mm512_mask_add_epi32((__m512i)count, above, (__m512i)count, _mm512_set1_epi32(1));
 }
 
-INLINE Floats smaller(Floats x, float limit) { return (Floats)_mm512_min_ps((__m512)x, _mm512_set1_ps(limit)); }
-
-INLINE Ints complement(int32_t k, Floats x) { return (Ints)x >> 31 ^ k; }
-
-INLINE Floats multiply_add(Floats x, float factor, float term) {
-    return (Floats)_mm512_fmadd_ps((__m512)x, _mm512_set1_ps(factor), _mm512_set1_ps(term));
-}
-
-#define LOOKS_UP 1
-#define ONE_TABLE 1
-
 #define FUSED_DISTANCES 15
 
 /* a - b, on another unit than additions where the two have their own. */
@@ -74,18 +63,8 @@ INLINE Table load_table(const float *from) { return (Table){_mm512_loadu_ps(from
 
 INLINE Floats look_up(Table table, Ints index) { return (Floats)_mm512_permutexvar_ps((__m512i)index, table.all); }
 
-INLINE Floats look_up_8(Table table, Ints index) { return look_up(table, index & 7); }
-
-INLINE Floats look_up_4(Table table, Ints index) { return look_up(table, index); }
-
-INLINE Floats look_up_high(Table table, Ints index) { return look_up(table, index); }
-
 INLINE Ints shift_left(Ints x, int count) {
     return (Ints)_mm512_sllv_epi32((__m512i)x, _mm512_set1_epi32(count));
-}
-
-INLINE Ints shift_right(Ints x, int count) {
-    return (Ints)_mm512_srlv_epi32((__m512i)x, _mm512_set1_epi32(count));
 }
 
 INLINE Ints load_codes(const uint8_t *from) {
@@ -94,13 +73,6 @@ INLINE Ints load_codes(const uint8_t *from) {
 
 INLINE void store_codes(uint8_t *to, Ints codes) {
     _mm_storeu_si128((__m128i *)to, _mm512_cvtepi32_epi8((__m512i)codes));
-}
-
-INLINE void store_codes_4(uint8_t *to, const Ints *codes) {
-    __m512i a = _mm512_packs_epi32((__m512i)codes[0], (__m512i)codes[1]);
-    __m512i b = _mm512_packs_epi32((__m512i)codes[2], (__m512i)codes[3]);
-    __m512i order = _mm512_setr_epi32(0, 4, 8, 12, 1, 5, 9, 13, 2, 6, 10, 14, 3, 7, 11, 15);
-    _mm512_storeu_si512(to, _mm512_permutexvar_epi32(order, _mm512_packs_epi16(a, b)));
 }
 
 INLINE __m512d doubles(const float *from) { return _mm512_cvtps_pd(_mm256_loadu_ps(from)); }

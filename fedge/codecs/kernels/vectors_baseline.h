@@ -24,19 +24,6 @@ INLINE Shorts magnitude_short(Shorts x) { return (x ^ (x >> 15)) - (x >> 15); }
 
 INLINE Ints count_above(Ints count, Floats a, Floats b) { return count - (Ints)(a > b); }
 
-INLINE Floats smaller(Floats x, float limit) {
-    Floats most = limit - (Floats){0};
-    Ints less = (Ints)(x < most);
-    return (Floats)(((Ints)x & less) | ((Ints)most & ~less));
-}
-
-INLINE Ints complement(int32_t k, Floats x) { return (Ints)x >> 31 ^ k; }
-
-INLINE Floats multiply_add(Floats x, float factor, float term) { return x * factor + term; }
-
-#define LOOKS_UP 0
-#define ONE_TABLE 0
-
 #define FUSED_DISTANCES 0
 
 INLINE Floats difference(Floats a, Floats b) { return a - b; }
@@ -63,24 +50,12 @@ INLINE Floats look_up(Table table, Ints index) {
     return (Floats){table.all[index[0]], table.all[index[1]], table.all[index[2]], table.all[index[3]]};
 }
 
-INLINE Floats look_up_8(Table table, Ints index) { return look_up(table, index & 7); }
-
-INLINE Floats look_up_4(Table table, Ints index) { return look_up_8(table, index); }
-
-INLINE Floats look_up_high(Table table, Ints index) { return look_up(table, index); }
-
 INLINE Ints shift_left(Ints x, int count) { return x << count; }
-
-INLINE Ints shift_right(Ints x, int count) { return x >> count; }
 
 INLINE Ints load_codes(const uint8_t *from) { return (Ints){from[0], from[1], from[2], from[3]}; }
 
 INLINE void store_codes(uint8_t *to, Ints codes) {
     for (int l = 0; l < W; l++) to[l] = (uint8_t)codes[l];
-}
-
-INLINE void store_codes_4(uint8_t *to, const Ints *codes) {
-    for (int v = 0; v < 4; v++) store_codes(to + v * W, codes[v]);
 }
 
 INLINE void add_to_floats(float *sum, const float *x, double weight) {

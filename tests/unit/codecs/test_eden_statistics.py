@@ -154,7 +154,7 @@ def test_folding_in_many_uploads_takes_the_memory_of_a_few():
     assert peak_of(100) < few + 100_000 and few < 4 * 4 * d
 
 
-@pytest.mark.parametrize("bits", [1.5, 2.3, 3.6])
+@pytest.mark.parametrize("bits", [1, 1.5, 2.3, 3.6, 4])
 def test_payloads_of_version_1_are_read_at_every_rate_with_the_error_of_two_widths(bits):
     d, codec = 20_000, Eden(bits)
     x, width = lognormal(d), int(bits)

@@ -10,7 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from fedge.codecs import Eden, eden, lloyd, native, native_available, native_status, twin
-from fedge.codecs.plan import Plan, plan, versions
+from fedge.codecs.plan import WHOLE, Plan, plan, versions
 
 needs_native = pytest.mark.skipif(not native_available(), reason=native_status())
 SETS = [name for name in ("avx512", "avx2", "baseline") if native_available() and native.kernels.use_isa(name)]
@@ -94,7 +94,8 @@ def test_both_agree_on_whatever_is_drawn(size, bits, seed, kind, loss):
 def test_more_blocks_than_the_twin_works_on_at_once():
     for rest in (50, 17):
         x = vector("normal", 4096 * (twin.CHUNK + 3) + rest, seed=1)
-        assert_same(x, 1.5, seed=8, received=np.random.default_rng(1).random(x.size) < 0.5, sets=SETS)
+        for bits in (1.5, 2):
+            assert_same(x, bits, seed=8, received=np.random.default_rng(1).random(x.size) < 0.5, sets=SETS)
 
 
 @needs_native
@@ -114,10 +115,31 @@ def test_trits_that_no_encoder_writes_decode_alike_everywhere(bits):
 
 
 @needs_native
+@pytest.mark.parametrize("bits", [1, 2, 3, 4])
+@pytest.mark.parametrize("scale", [1.0, 1e-44, 3e-31, 3e38])
+def test_codes_of_whole_numbers_that_overflow_decode_alike_everywhere(bits, scale):
+    size = 2 * 4096
+    shape, received = plan(bits, size), np.random.default_rng(3).random(size) < 0.9
+    head = bytes([WHOLE]) + np.float32(scale).tobytes() + b"\xff\xff\xff\xf7"
+    for byte in (0x00, 0xFF, 0x55, 0x0F):  # all numbers alike add up to more than 16 bits hold
+        data = head + bytes([byte]) * (512 * bits) + bytes([byte ^ 0xFF]) * (512 * bits)
+        for mask in (None, received):
+            expected = twin.decode(data, shape, 2, mask)
+            assert np.isfinite(expected).all()
+            for isa in SETS:
+                native.kernels.use_isa(isa)
+                out = np.zeros(size, np.float32)
+                native.kernels.decode(data, out, size, 0, 1.0, 2, *shape.runs, lloyd.TABLES, eden._GAINS, mask)
+                assert out.tobytes() == expected.tobytes(), isa
+                assert_same_sum(data, expected, size, (2, *shape.runs), mask, isa)
+    native.kernels.use_isa(FASTEST)
+
+
+@needs_native
 def test_the_extension_refuses_buffers_that_do_not_fit_each_other():
     x, out, good = np.zeros(100, np.float32), np.zeros(100, np.float32), Eden(2.0).encode(np.zeros(100), 1)
     runs, tables, gains = plan(2.0, 100).runs, lloyd.TABLES, eden._GAINS
-    none = (1, 1, 0, 0)
+    none, block = (1, 1, 0, 0), np.zeros(4096, np.float32)
     for call in (
         lambda: native.kernels.encode(x, 1, len(good) - 1, *runs, tables),
         lambda: native.kernels.encode(x, 1, len(good), *runs, tables[:-1]),
@@ -129,6 +151,9 @@ def test_the_extension_refuses_buffers_that_do_not_fit_each_other():
         lambda: native.kernels.encode(x, 1, len(good), 1, (2, 3, 0, 4096), (2, 3, -5, 100), none, tables),
         lambda: native.kernels.encode(x, 1, len(good), 1, (2, 3, 0, 4096), (2, 3, 0, 100), (2, 3, 0, 1), tables),
         lambda: native.kernels.encode(x, 1, len(good), 1, (2, 3, 0, 4096), (2, 4, 0, 100), none, tables),
+        lambda: native.kernels.encode(x, 1, len(good), WHOLE, *runs[1:], tables),
+        lambda: native.kernels.encode(block, 1, 2053, WHOLE, (2, 3, 8, 4088), none, none, tables),
+        lambda: native.kernels.encode(block, 1, 2565, WHOLE, (5, 6, 0, 4096), none, none, tables),
         lambda: native.kernels.decode(good[:-1], out, out.size, 0, 1.0, 1, *runs, tables, gains, None),
         lambda: native.kernels.decode(good, out[:-1], out[:-1].size, 0, 1.0, 1, *runs, tables, gains, None),
         lambda: native.kernels.decode(good, out, out.size, 0, 1.0, 1, *runs, tables, gains[:-1], None),

@@ -2,7 +2,7 @@ import pytest
 
 from fedge.codecs import Eden, lloyd
 from fedge.codecs.packing import TRIT
-from fedge.codecs.plan import BLOCK, WIDTHS_ALONE, WITH_TRITS, Run, plan, run_of, versions
+from fedge.codecs.plan import BLOCK, WHOLE, WIDTHS_ALONE, WITH_TRITS, Run, plan, run_of, versions
 
 BETWEEN = [1.001, 1.3, 1.5, 1.6, 1.601, 2.3, 2.7, 3.6, 5.9, 6.6, 7.999]
 RATES = [0.05, 0.1, 0.3, 0.5, 0.99, 1, 2, 3, 4, 8, *BETWEEN]
@@ -49,6 +49,13 @@ def test_version_4_is_written_between_whole_bits_alone_and_version_1_still_read_
     assert [versions(bits, 100) for bits in (0.5, 1, 2.0, 8)] == [(WIDTHS_ALONE,)] * 4
     assert {versions(bits, 32) for bits in BETWEEN} == {(WITH_TRITS, WIDTHS_ALONE)}
     assert versions(1.5, 31) == versions(1.5, 0) == (WIDTHS_ALONE,)  # nothing is rotated
+
+
+def test_version_7_is_written_at_whole_bits_up_to_4_where_there_is_a_full_block_and_version_1_still_read_there():
+    assert {versions(bits, size) for bits in (1, 2.0, 3, 4) for size in (BLOCK, 10_000)} == {(WHOLE, WIDTHS_ALONE)}
+    assert {versions(bits, BLOCK - 1) for bits in (1, 2.0, 3, 4)} == {(WIDTHS_ALONE,)}
+    assert [versions(bits, BLOCK) for bits in (0.5, 5, 8)] == [(WIDTHS_ALONE,)] * 3
+    assert versions(3.5, BLOCK) == (WITH_TRITS, WIDTHS_ALONE)
 
 
 @pytest.mark.parametrize("size", [40, 333, 1000, BLOCK, 4095])

@@ -137,7 +137,7 @@ def test_eden_payloads_of_other_versions_and_numbers_out_of_range_are_refused():
     g = gradients(0, 20, 400)
     data = GradientMessage.of(g, 1, 1).data
     fixed = Eden(1.0).encode(g.reshape(-1), 1)
-    for payload in (fixed, b"\x05" + data[19:], b"\x07" + data[19:], b""):
+    for payload in (fixed, b"\x05" + data[19:], b"\x09" + data[19:], b""):
         with pytest.raises(CodecError, match="expected an EDEN payload of version 2"):
             GradientMessage.from_bytes(data[:18] + payload)
     loud = Eden.entropy_coded(1.0).encode(g.reshape(-1) * np.float32(2.0**25), 1)
