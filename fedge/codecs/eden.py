@@ -44,6 +44,7 @@ stride. Coordinates that the rate leaves unsent have entries too; they are not r
 from __future__ import annotations
 
 import math
+import operator
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import ClassVar, Literal, Self
@@ -118,6 +119,7 @@ class Eden:
 
         Raises:
             CodecError: if ``x`` has not one axis, or a coordinate is not finite in float32 (names the first).
+            TypeError: if ``seed`` is not a whole number.
         """
         return self.encode_all([Part(as_vector(x), seed, thorough=False)])[0]
 
@@ -129,9 +131,9 @@ class Eden:
         """
         vectors = [as_vector(part.vector) for part in parts]
         if self.coding == "fixed":
-            return [self._encode_fixed(x, part.seed % _SEEDS) for x, part in zip(vectors, parts, strict=True)]
+            return [self._encode_fixed(x, _in_stream(part.seed)) for x, part in zip(vectors, parts, strict=True)]
         most = sum(self.size_bytes(x.size) for x in vectors)
-        seeded = [(x, p.seed % _SEEDS, Chunks(*p.rows), p.thorough) for x, p in zip(vectors, parts, strict=True)]
+        seeded = [(x, _in_stream(p.seed), Chunks(*p.rows), p.thorough) for x, p in zip(vectors, parts, strict=True)]
         return sharing.encode_together(seeded, self.bits, most)
 
     def _encode_fixed(self, vector: Vector, seed: int) -> bytes:
@@ -156,13 +158,13 @@ class Eden:
         """
         self.check(data, size)
         if data[0] in entropy.VERSIONS:
-            return entropy.read(data, size, seed % _SEEDS, None if received is None else as_mask(received, size))
+            return entropy.read(data, size, _in_stream(seed), None if received is None else as_mask(received, size))
         shape, mask = self._checked(data, size, received)
         if kernels is None:
-            x = twin.decode(data, shape, seed % _SEEDS, mask)
+            x = twin.decode(data, shape, _in_stream(seed), mask)
         else:
             x = np.empty(size, dtype=np.float32)
-            kernels.decode(data, x, size, _REPLACE, 1.0, seed % _SEEDS, *shape.runs, lloyd.TABLES, _GAINS, mask)
+            kernels.decode(data, x, size, _REPLACE, 1.0, _in_stream(seed), *shape.runs, lloyd.TABLES, _GAINS, mask)
         if shape.raw:
             x[-shape.raw :] = _raw(data, shape, mask)
         return x
@@ -183,13 +185,13 @@ class Eden:
         check_sum(weight, out, size)
         if data[0] in entropy.VERSIONS:
             mask = None if received is None else as_mask(received, size)
-            return entropy.add(data, size, seed % _SEEDS, mask, weight, out)
+            return entropy.add(data, size, _in_stream(seed), mask, weight, out)
         shape, mask = self._checked(data, size, received)
         if kernels is None:
-            twin.accumulate(data, shape, seed % _SEEDS, mask, weight, out)
+            twin.accumulate(data, shape, _in_stream(seed), mask, weight, out)
         else:
             target = _ADD_TO_FLOAT64 if out.dtype == np.float64 else _ADD_TO_FLOAT32
-            kernels.decode(data, out, size, target, weight, seed % _SEEDS, *shape.runs, lloyd.TABLES, _GAINS, mask)
+            kernels.decode(data, out, size, target, weight, _in_stream(seed), *shape.runs, lloyd.TABLES, _GAINS, mask)
         if shape.raw:
             add_weighted(weight, _raw(data, shape, mask), out[-shape.raw :])
         return None
@@ -257,6 +259,11 @@ class Eden:
         codes = math.floor(((self.bits + MODEL) * size + LUCK * math.sqrt(size)) / 8)
         coded = size >= SMALLEST_ROTATED
         return entropy.side_bytes(size) + (codes + entropy.lane_bytes(codes) + 2 if coded else 0)
+
+
+def _in_stream(seed: int) -> int:
+    """Any whole number, NumPy's too, as the 64 bits of a seed; TypeError if it is none."""
+    return operator.index(seed) % _SEEDS
 
 
 def _run_error(run: Run, size: int) -> float:

@@ -43,6 +43,6 @@ def native_status() -> str:
     if kernels is not None:
         return f"The codecs run natively, with kernels for {kernels.isa()}."
     return (
-        "The codecs run in NumPy: the bytes are the same, encoding and decoding take 30 to 300 times longer. "
+        "The codecs run in NumPy: the bytes are the same, encoding and decoding take 15 to 200 times longer. "
         f"Reason: {_reason}."
     )

@@ -9,21 +9,23 @@ a *stage* m the sums and differences of entries whose index differs in bit m, an
 
     encode   E = <x, x>, g = NORM/(32·√E);  D_1·round(g·x), up or down by chance        root mean square 127
              stages 6 to 9 | halved | stages 10, 11 and 0 to 5                          508, 254, 4064
-             halved | D_2, halved | stages 8, 9 | halved | 10, 11 | halved        1016, 2032, 1016, 2032, 1016
+             halved | D_2, halved | stages 8, 9 | halved | 10, 11 | halved        2032; 1016, 2032; 1016, 2032; 1016
              stages 7, 2 | a fourth | stages 6, 0, 1, 3, 4, 5                           2032, 508, 4064
              y, the result:  level(y_i) by |y_i|/64,  S = 64·√E·NORM·NOISE / Σ|y_i|·level(y_i)
     decode   u = D_2·H·(±level)                                                         16 bits, root mean square ≤ 4064
              x_hat = S·D_1·H·u / (64·4096)                                              32 bits, then float32
 
-Sums of 16 bits are modulo 2^16. None gets there in the first six stages, by Cauchy-Schwarz, and behind random signs it
-would have to be eight times its root mean square, or 16 times before the signs D_2 have mixed much: for no x that was
-tried is the chance above 10^-6 a block, and then a number of 4096 is wrong, here as in C.
+Sums of 16 bits are modulo 2^16. None gets there in the first six stages, by Cauchy-Schwarz. Behind random signs a
+number would have to be eight times its root mean square, which one in 10^14 is; just behind D_2, whose signs meet equal
+numbers where x has structure, there is room for 16 times. That is not enough once in 200,000 blocks for the worst x
+known, 64 equal numbers in a row and nothing else: such a block comes out with an error of up to its own energy, here as
+in C.
 
 Rounding g·x is round(g·x + (2·r + 1 - 2^16)/2^17), ties to even, r the 16 bits of lane i mod 256 of D_2's set for
 coordinate i: so the error has no mean whatever x is. That matters where x has a few large entries, whose roundings all
-devices would share. Halving sends halves up, whatever the sign, which beside random signs has no mean either; a fourth
-is rounded to its own side, and so only taken of sums of 64. All together they add 1.2e-5 to the energy, by which scales
-would be too small: NOISE. (4 bits leave 1e-2.)
+devices would share. What lies between two goes up, whatever the sign, so halving has no mean either beside random
+signs; but dividing by four also rounds 1/4 down and 3/4 up, which shortens and lengthens, and so is only done to sums
+of 64. All together they add 1.2e-5 to the energy, by which scales would be too small: NOISE. (4 bits leave 1e-2.)
 
 The norm of y is NORM, 64·4064, whatever x is: so thresholds are constants. Levels are whole numbers near the Lloyd-Max
 centroids times 62 to 65; a magnitude is cut down to m = min(⌊|y|/64⌋, 255), and the level is the number of thresholds

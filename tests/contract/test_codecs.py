@@ -167,6 +167,14 @@ def test_a_sum_that_cannot_be_added_to_is_refused_and_left_as_it_was(codec, weig
     assert (out == 1).all()
 
 
+@pytest.mark.parametrize("seed", [np.int64(7), np.uint64(7), 7 + 2**64, 7 - 2**64])
+def test_seeds_are_whole_numbers_of_any_kind_and_size(codec, seed):
+    x = normal(5000)
+    data = codec.encode(x, 7)
+    assert codec.encode(x, seed) == data
+    assert np.array_equal(codec.decode(data, x.size, seed), codec.decode(data, x.size, 7))
+
+
 def test_a_payload_that_is_refused_leaves_the_sum_as_it_was(codec):
     data, total = codec.encode(normal(5000), seed=1), np.ones(5000)
     broken = data[:-4] + np.float32(np.nan).tobytes() if codec.name == "identity" else b"\x63" + data[1:]
